@@ -1,0 +1,264 @@
+"""What all instruction data modules share: read, check, tokenise once, batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.collate import InstructionDataset, TaskCollator
+from tagi_lightning.data.prompts import PromptAssembler
+from tagi_lightning.data.report import DataReport
+from tagi_lightning.data.sampler import (
+    EpochSampler,
+    EvaluationSampler,
+    InstructionSampler,
+    TaskBatchSampler,
+    TaskLengths,
+)
+from tagi_lightning.data.splits import ValSplit
+from tagi_lightning.data.task import Task, TaskSplits
+from tagi_lightning.data.token_cache import load_or_tokenize
+from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
+
+DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
+"""Demonstrations an instruction shows in each setting."""
+
+SplitName = Literal["train", "validation", "test"]
+
+HELD_OUT_INSTANCES = 50
+"""Instances of a training task that teachers are scored on: those of ranks 101 to 150."""
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader over an `EpochSampler` that goes on after the last batch it yielded.
+
+    Lightning saves its state with a checkpoint and restores it before the interrupted epoch goes on.
+    """
+
+    batch_sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
+        sampler = self.batch_sampler
+        sampler.position = sampler.start
+        for batch in super().__iter__():
+            sampler.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the epoch and the number of its batches yielded so far."""
+        return {"epoch": self.batch_sampler.epoch, "position": self.batch_sampler.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues the epoch of `state` after the batches that were yielded."""
+        self.batch_sampler.seek(state["epoch"], state["position"])
+
+
+class InstructionDataModule(L.LightningDataModule):
+    """Tasks with instructions, as batches of T tasks × n instances; subclasses only read a folder.
+
+    The Trainer needs `use_distributed_sampler=False`: with several devices each takes its own share
+    of every batch here, and batches are the same whatever the number of devices.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: str,
+        setting: Literal["def", "def+2pos"] = "def",
+        tasks_per_batch: int = 4,
+        instances_per_task: int = 4,
+        eval_batch_size: int = 32,
+        max_input_length: int = 1024,
+        max_output_length: int = 128,
+        max_train_instances: int = 100,
+        max_test_instances: int = 100,
+        categories: int | list[str] | None = None,
+        val_split: ValSplit = "none",
+        val_share: float = 0.05,
+        allow_missing: bool = False,
+        with_prompt: bool = False,
+        instructions_only: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        pool_batches: int = 200,
+    ) -> None:
+        """Takes the settings; nothing is read before `prepare_data`.
+
+        Args:
+            folder: The data folder.
+            tokenizer: Tokenizer folder or hub id.
+            setting: What an instruction shows: the definition, or also the first two demonstrations.
+            tasks_per_batch: Tasks in a training batch over all devices, T.
+            instances_per_task: Instances of each task in a training batch, n.
+            eval_batch_size: Examples in a batch of validation or test over all devices.
+            max_input_length: Tokens of an instruction, an input or a concatenated prompt at most.
+            max_output_length: Tokens of a target at most.
+            max_train_instances: Instances taken of a training task.
+            max_test_instances: Instances taken of a test task.
+            categories: Size of one of the paper's category subsets (6, 15, 30, 60) or names; null takes all.
+            val_split: What validation holds out of the training tasks: nothing, categories, tasks or instances.
+            val_share: Share that validation holds out.
+            allow_missing: Go on without absent task files and say which.
+            with_prompt: Also give instruction and input concatenated, for teachers and baselines.
+            instructions_only: Train on batches of T instructions without examples, for alignment alone.
+            seed: Decides which instances are taken, the order, and the draws of phrasings and references.
+            num_workers: Processes that build batches; they change nothing but speed.
+            cache_dir: Where the token cache lies; null for .cache beside the data.
+            pool_batches: Batches among which examples are sorted by length: more pads less, fewer mixes better.
+        """
+        super().__init__()
+        self.folder, self.tokenizer_name, self.setting = Path(folder), tokenizer, setting
+        self.tasks_per_batch, self.instances_per_task = tasks_per_batch, instances_per_task
+        self.eval_batch_size = eval_batch_size
+        self.max_input_length, self.max_output_length = max_input_length, max_output_length
+        self.max_train_instances, self.max_test_instances = max_train_instances, max_test_instances
+        self.categories_wanted = categories
+        self.val_split, self.val_share = val_split, val_share
+        self.allow_missing, self.with_prompt, self.instructions_only = allow_missing, with_prompt, instructions_only
+        self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
+        beside = self.folder.parent if self.folder.is_file() else self.folder
+        self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
+        if setting not in DEMONSTRATIONS:
+            raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(DEMONSTRATIONS)}")
+
+    @abstractmethod
+    def read(self, report: DataReport, held_out_instances: int = 0) -> TaskSplits:
+        """Reads the data folder.
+
+        Args:
+            report: Receives what is wrong or left out.
+            held_out_instances: If positive, training tasks come with this many instances after their training ones.
+        """
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer.
+
+        Raises:
+            ValueError: If it is not one of the `tokenizers` library.
+        """
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(f"{self.tokenizer_name} is no fast tokenizer: give one with a tokenizer.json")
+        return tokenizer
+
+    @cached_property
+    def report(self) -> DataReport:
+        """What was left out of the data folder or cut by the length limits."""
+        return DataReport(str(self.folder))
+
+    @cached_property
+    def splits(self) -> TaskSplits:
+        """The tasks as read, with their texts."""
+        return self.read(self.report)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The training categories, sorted; a batch's `category` counts in it."""
+        return self.splits.categories
+
+    @cached_property
+    def assembler(self) -> PromptAssembler:
+        """Joins the pieces of prompts within the length limits."""
+        shown = DEMONSTRATIONS[self.setting]
+        return PromptAssembler.from_tokenizer(self.tokenizer, shown, self.max_input_length, self.max_output_length)
+
+    @cached_property
+    def tasks(self) -> dict[SplitName, TokenizedTasks]:
+        """The tokenised tasks of each split that has any."""
+        splits: dict[SplitName, Sequence[Task]] = {
+            "train": self.splits.train,
+            "validation": self.splits.validation,
+            "test": self.splits.test,
+        }
+        return {name: self._tokenized(tasks) for name, tasks in splits.items() if tasks}
+
+    def prepare_data(self) -> None:
+        """Reads and checks the folder, tokenises it into the cache and says what was left out or cut."""
+        for tasks in self.tasks.values():
+            check_lengths(tasks, self.assembler, self.with_prompt, self.report)
+        self.report.raise_if_errors("Raise max_input_length, shorten these definitions or leave the tasks out.")
+        if summary := self.report.summary():
+            print(summary, flush=True)
+
+    def setup(self, stage: str) -> None:
+        """Opens what `prepare_data` tokenised.
+
+        Args:
+            stage: Any of Lightning's; all need the training tasks' categories.
+        """
+        assert self.tasks
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Returns training batches, or batches of instructions where `instructions_only` is set."""
+        if self.instructions_only:
+            return self.instruction_dataloader()
+        lengths = self._lengths(self.tasks["train"])
+        counts = (self.tasks_per_batch, self.instances_per_task, self.seed, self.pool_batches)
+        return self._loader(self.tasks["train"], TaskBatchSampler(lengths, *counts, *self._place))
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """Returns the validation tasks' instances, or no loader where nothing is held out."""
+        return self._evaluation(self.tasks["validation"]) if "validation" in self.tasks else []
+
+    def test_dataloader(self) -> ResumableLoader | list[Any]:
+        """Returns the test tasks' instances, or no loader where there are none."""
+        return self._evaluation(self.tasks["test"]) if "test" in self.tasks else []
+
+    def held_out_dataloader(self) -> ResumableLoader:
+        """Returns instances of the training tasks that training never shows (ranks 101 to 150), to score teachers."""
+        unseen = self.read(DataReport(str(self.folder)), held_out_instances=HELD_OUT_INSTANCES)
+        return self._evaluation(self._tokenized(unseen.train))
+
+    def instruction_dataloader(self) -> ResumableLoader:
+        """Returns batches of T training instructions with their categories and no examples, for alignment."""
+        sampler = InstructionSampler(len(self.tasks["train"].tasks), self.tasks_per_batch, self.seed, *self._place)
+        return ResumableLoader(
+            InstructionDataset(self.tasks["train"]),
+            batch_sampler=sampler,
+            collate_fn=self._collator.instructions,
+            num_workers=self.num_workers,
+        )
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    @property
+    def _collator(self) -> TaskCollator:
+        pad_id = self.tokenizer.pad_token_id
+        return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt)
+
+    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
+        return load_or_tokenize(tasks, self.tokenizer, self.cache_dir)
+
+    def _lengths(self, tasks: TokenizedTasks) -> list[TaskLengths]:
+        limit = self.assembler.input_room()
+        return [
+            TaskLengths(
+                name=task.name,
+                instruction=len(self.assembler.instruction(task.definitions[0], task.demonstrations)),
+                inputs=lengths.clip(max=limit),
+            )
+            for task, lengths in zip(tasks.tasks, tasks.text_lengths(), strict=True)
+        ]
+
+    def _evaluation(self, tasks: TokenizedTasks) -> ResumableLoader:
+        return self._loader(tasks, EvaluationSampler(self._lengths(tasks), self.eval_batch_size, *self._place))
+
+    def _loader(self, tasks: TokenizedTasks, sampler: EpochSampler) -> ResumableLoader:
+        return ResumableLoader(
+            tasks,  # type: ignore[arg-type]  # needs no base class
+            batch_sampler=sampler,
+            collate_fn=self._collator,
+            num_workers=self.num_workers,
+        )

@@ -1,0 +1,120 @@
+"""What the rest of the project knows of a language model.
+
+Shapes: B examples, T tasks, I instruction tokens, S input tokens, O output tokens, d width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.data.batch import Tokens
+from tagi_lightning.lora import LoraConfig, LoraSite
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How answers are decoded; every system of a comparison uses the same."""
+
+    max_new_tokens: int = 128
+    """Longest answer in tokens (SNI: 128, P3: 64)."""
+    num_beams: int = 1
+    """Beams; 1 is greedy unless sampling."""
+    do_sample: bool = False
+    """Draw tokens instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Softmax temperature while sampling."""
+    top_p: float = 1.0
+    """Nucleus mass while sampling."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Returns keyword arguments for Hugging Face `generate`."""
+        kwargs: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": self.do_sample,
+        }
+        if self.do_sample:
+            kwargs |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return kwargs
+
+
+class Backbone(nn.Module, ABC):
+    """A language model that is conditioned by `TaskAdapter` values and by nothing else.
+
+    Attributes:
+        model: The Hugging Face model.
+        name: Hub id, folder or built-in size it came from.
+    """
+
+    model: PreTrainedModel
+    name: str
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Hidden width d."""
+
+    @property
+    @abstractmethod
+    def fusion_shape(self) -> dict[str, int]:
+        """`blocks`, `width`, `heads` and `inner` of the encoder, as `EncoderFusion` takes them."""
+
+    @abstractmethod
+    def sites(self, config: LoraConfig) -> tuple[LoraSite, ...]:
+        """Lists the LoRA sites that `config` selects, in the model's order.
+
+        Raises:
+            ValueError: If a target or stack does not exist in this model.
+        """
+
+    @abstractmethod
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Returns the plain model's final hidden states over `tokens` [N, L, d]."""
+
+    @abstractmethod
+    def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
+        """Returns teacher-forced logits.
+
+        Args:
+            inputs: Input tokens [B, S].
+            labels: Targets [B, O], padded by `IGNORE_INDEX`.
+            adapter: Conditioning of T tasks.
+            task_index: Task of each example [B].
+
+        Returns:
+            Logits [B, O, vocabulary].
+        """
+
+    @abstractmethod
+    def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
+        """Returns generated ids [B, at most max_new_tokens], padded on the right."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the logits."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def freeze(self) -> None:
+        """Stops gradients to every weight of the model."""
+        self.requires_grad_(False)
+
+    def digest(self) -> str:
+        """Returns a SHA-256 over names, shapes and values of all weights, independent of device and storage dtype."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            sha.update(f"{name}{tuple(tensor.shape)}".encode())
+            sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        return sha.hexdigest()

@@ -1,0 +1,66 @@
+"""Progress for people: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+INTERVAL = 15.0
+"""Seconds between lines."""
+
+
+def describe_seconds(seconds: float) -> str:
+    """Returns a duration such as 1h05m, 3m20s or 12s."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+class LineProgress(ProgressBar):
+    """Prints step, time left and loss every fifteen seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._last = 0.0
+
+    @staticmethod
+    def for_this_output() -> ProgressBar:
+        """Returns Lightning's bar on a terminal, lines elsewhere."""
+        return TQDMProgressBar(leave=True) if sys.stderr.isatty() else LineProgress()
+
+    def disable(self) -> None:
+        """Prints nothing from here on."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Prints again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._start, self._first_step, self._last = time.monotonic(), trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Prints a line where the last one is old enough."""
+        now = time.monotonic()
+        if not self._enabled or now - self._last < INTERVAL:
+            return
+        self._last = now
+        done, total = trainer.global_step, trainer.max_steps
+        if total <= 0:
+            total = int(trainer.estimated_stepping_batches)
+        speed = (done - self._first_step) / (now - self._start)
+        left = describe_seconds((total - done) / speed) if speed else "?"
+        metrics = self.get_metrics(trainer, pl_module)
+        loss = metrics.get("train/loss")
+        shown = f", loss {float(loss):.4g}" if isinstance(loss, (int, float, str)) else ""
+        name = getattr(pl_module, "stage_name", "training")
+        print(f"{name}: step {done}/{total}, {speed:.1f} steps/s, {left} left{shown}", file=sys.stderr, flush=True)

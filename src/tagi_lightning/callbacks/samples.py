@@ -1,0 +1,34 @@
+"""A table of sample answers in TensorBoard after each validation."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from tagi_lightning.metrics import exact_match
+from tagi_lightning.predictions import Prediction
+
+ROWS = 20
+"""Answers shown."""
+
+
+def sample_table(rows: list[Prediction]) -> str:
+    """Returns a Markdown table of evenly spread `rows`: task, prediction, first reference, right or wrong."""
+    step = max(1, len(rows) // ROWS)
+    lines = ["| task | prediction | reference | right |", "|---|---|---|---|"]
+    for row in rows[::step][:ROWS]:
+        right = "yes" if exact_match(row.prediction, row.references) else "no"
+        cells = [" ".join(text.split()).replace("|", "\\|")[:200] for text in (row.prediction, row.references[0])]
+        lines.append(f"| {row.task} | {cells[0]} | {cells[1]} | {right} |")
+    return "\n".join(lines)
+
+
+class SampleTable(L.Callback):
+    """Writes what the stage decoded in validation as a text table."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the table where the stage has decoded answers."""
+        rows: list[Prediction] = getattr(pl_module, "validation_rows", [])
+        logger = trainer.logger
+        if rows and isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and not trainer.sanity_checking:
+            logger.experiment.add_text("val/samples", sample_table(rows), trainer.global_step)

@@ -1,0 +1,46 @@
+"""The `tagi` command: a dispatcher that imports nothing heavy, one module a verb."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from tagi_lightning import __version__
+
+VERBS = {
+    "fit": "train one stage: tagi fit --config stage.yaml --config data.yaml --run RUN",
+    "evaluate": "decode the test tasks with one or more systems and score them",
+    "score": "score a predictions file without a model",
+    "data": "make the synthetic task set or fetch Super-NaturalInstructions",
+    "compare": "print one table of the systems evaluated in a run",
+}
+"""Verbs and what each does."""
+
+EXIT_USAGE = 2
+
+
+def usage() -> str:
+    """Returns the text of `tagi --help`."""
+    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    return (
+        "usage: tagi VERB [options]\n\nTask adapters generated from instructions.\n\n"
+        f"verbs:\n{verbs}\n\n`tagi VERB --help` explains a verb; `make help` lists the ready-made chains."
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0 done, 1 a told error, 2 wrong usage."""
+    args = sys.argv[1:] if args is None else args
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if args else EXIT_USAGE
+    if args[0] == "--version":
+        print(f"tagi {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        print(f"tagi: unknown verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        return EXIT_USAGE
+    module = importlib.import_module(f"tagi_lightning.cli.{verb}")
+    code: int = module.main(rest)
+    return code

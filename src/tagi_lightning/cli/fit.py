@@ -1,0 +1,114 @@
+"""`tagi fit`: trains one stage in its run folder, goes on with an interrupted one, skips a finished one."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from tagi_lightning.backbones.loading import BackboneError
+from tagi_lightning.cli.lightning_cli import TagiCLI, plain, stage_folder
+from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, read_run
+from tagi_lightning.data.report import DataError
+from tagi_lightning.serialization import ModelFolderError
+from tagi_lightning.stages.base import MODEL, MissingInputError
+
+TOLD_ERRORS = (DataError, BackboneError, ModelFolderError, MissingInputError, RunFolderError)
+"""Errors whose message is all a user needs."""
+
+
+class FitCLI(TagiCLI):
+    """Decides from the run folder whether to start, go on or skip before anything heavy is built."""
+
+    skip: str | None = None
+    checkpoint: Path | None = None
+
+    def before_instantiate_classes(self) -> None:
+        """Compares the configuration with the one in the run folder and looks for a checkpoint."""
+        super().before_instantiate_classes()
+        folder = stage_folder(self.config)
+        if self.config.trainer.fast_dev_run:
+            return
+        record = read_run(folder)
+        if record and (folder / CONFIG_FILE).is_file():
+            old = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            if found := differences(old, plain(self.config, self.parser)):
+                raise RunFolderError(
+                    f"{folder} was made with another configuration:\n  " + "\n  ".join(found[:10]) + "\n"
+                    "Give another RUN, the same configuration, or remove that folder."
+                )
+        if record.get("status") == "finished" and record["global_step"] >= self.config.trainer.max_steps:
+            self.skip = f"{folder.name}: already finished in {folder} ({record['global_step']} steps); nothing to do"
+            return
+        last = folder / "checkpoints" / "last.ckpt"
+        self.checkpoint = last if last.is_file() else None
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer unless the stage is finished."""
+        if self.skip is None:
+            super().instantiate_classes()
+
+
+def facts_of(cli: FitCLI) -> dict[str, Any]:
+    """Returns what run.json says of a stage before it starts."""
+    trainer = cli.trainer
+    data = cli.config.data.init_args
+    per_step = getattr(data, "tasks_per_batch", 1) * getattr(data, "instances_per_task", getattr(data, "batch_size", 1))
+    return {
+        "stage": cli.model.stage_name,
+        "seed": cli.config.seed_everything,
+        "devices": trainer.world_size,
+        "precision": trainer.precision,
+        "effective_batch": per_step * trainer.accumulate_grad_batches,
+    }
+
+
+def train(cli: FitCLI) -> int:
+    """Runs the stage and leaves its model; returns the exit code."""
+    stage, trainer = cli.model, cli.trainer
+    name, folder = stage.stage_name, stage.folder
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.fit(stage, datamodule=cli.datamodule, weights_only=True)
+        return 0
+    if cli.checkpoint:
+        print(f"{name}: going on from {cli.checkpoint}", flush=True)
+    else:
+        print(f"{name}: starting in {folder}", flush=True)
+    record = RunRecord(folder, facts_of(cli)) if trainer.is_global_zero else None
+    status = "failed"
+    try:
+        trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+        stopped = trainer.state.status == TrainerStatus.INTERRUPTED or trainer.received_sigterm
+        status = "interrupted" if stopped else "finished"
+        if status == "finished" and trainer.is_global_zero:
+            stage.save(folder / MODEL)
+    finally:
+        if record is not None:
+            trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
+            frozen = sum(p.numel() for p in stage.parameters() if not p.requires_grad)
+            metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            counts = {"trained_parameters": trained, "frozen_parameters": frozen}
+            record.finish(status, {"global_step": trainer.global_step, **counts, "metrics": metrics})
+    if trainer.received_sigterm:
+        return 128 + signal.SIGTERM
+    if status == "interrupted":
+        return 128 + signal.SIGINT
+    print(f"{name}: finished after {trainer.global_step} steps; model in {folder / MODEL}", flush=True)
+    return 0
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi fit`; returns the exit code."""
+    try:
+        cli = FitCLI(args)
+        if cli.skip:
+            print(cli.skip)
+            return 0
+        return train(cli)
+    except TOLD_ERRORS as error:
+        print(f"tagi fit: {error}", file=sys.stderr)
+        return 1

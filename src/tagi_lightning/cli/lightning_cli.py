@@ -1,0 +1,138 @@
+"""The LightningCLI all Lightning verbs share: one configuration type for stages, data and trainer."""
+
+from __future__ import annotations
+
+import pydoc
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import data_modules  # noqa: F401  (makes its classes known by bare name)
+from tagi_lightning.backbones import SIZES, BackboneConfig
+from tagi_lightning.callbacks import LineProgress, SampleTable, Throughput
+from tagi_lightning.stages import Stage
+from tagi_lightning.stages.base import MODEL, MissingInputError
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration to RUN/<stage>/config.yaml."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes SaveConfigCallback's arguments."""
+        super().__init__(*args, **(kwargs | {"overwrite": True, "save_to_log_dir": False}))
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Writes the file, on rank zero."""
+        assert isinstance(pl_module, Stage)
+        pl_module.folder.mkdir(parents=True, exist_ok=True)
+        text = self.parser.dump(self.config, skip_none=False)
+        (pl_module.folder / "config.yaml").write_text(text, encoding="utf-8")
+
+
+class TagiCLI(LightningCLI):
+    """LightningCLI with `--run`, `--backbone` and `--tokenizer` said once for model and data."""
+
+    def __init__(self, args: list[str], **kwargs: Any) -> None:
+        """Parses `args` and builds model, data and trainer without running anything."""
+        super().__init__(
+            Stage,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "tagi fit"},
+            run=False,
+            args=args,
+            **kwargs,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what model and data share."""
+        parser.add_argument("--run", type=str, required=True, help="Run folder; each stage has its own folder in it.")
+        parser.add_argument(
+            "--backbone",
+            type=BackboneConfig,
+            default=BackboneConfig(),
+            help="The frozen language model.",
+        )
+        parser.add_argument(
+            "--tokenizer",
+            type=str | None,
+            default=None,
+            help="Tokenizer folder or hub id; null takes the backbone's.",
+        )
+        parser.link_arguments("run", "model.init_args.run")
+        parser.link_arguments("backbone", "model.init_args.backbone")
+        parser.link_arguments(("tokenizer", "backbone", "run"), "data.init_args.tokenizer", compute_fn=find_tokenizer)
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def before_instantiate_classes(self) -> None:
+        """Puts logs and checkpoints into the stage's folder."""
+        config = self.config
+        stage = stage_folder(config)
+        trainer = config.trainer
+        trainer.default_root_dir = str(stage)
+        # order and shards are the data modules' own (design rule: order is a function of seed, epoch, position)
+        trainer.use_distributed_sampler = False
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Builds the trainer with this project's callbacks."""
+        stage = stage_folder(self.config)
+        fast = bool(self.config.trainer.fast_dev_run)
+        extra: list[L.Callback] = [] if fast else [LearningRateMonitor(), Throughput(), SampleTable()]
+        if not fast and self.config.trainer.enable_checkpointing is not False:
+            extra.append(
+                ModelCheckpoint(
+                    stage / "checkpoints", save_last=True, save_on_exception=True, every_n_train_steps=self.save_every()
+                )
+            )
+        if self.config.trainer.enable_progress_bar is None:
+            extra.append(LineProgress.for_this_output())
+        self.trainer_defaults["callbacks"] = extra
+        if self.config.trainer.logger is None:
+            kwargs["logger"] = TensorBoardLogger(stage, name="tensorboard", version="", default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def save_every(self) -> int:
+        """Returns the number of steps between checkpoints: twenty a run, at most 2,500 apart (the paper's interval)."""
+        steps = self.config.trainer.max_steps
+        return max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
+
+
+def stage_folder(config: Namespace) -> Path:
+    """Returns RUN/<stage> of a parsed configuration."""
+    stage = pydoc.locate(config.model.class_path)
+    return Path(config.run) / str(stage.stage_name)  # type: ignore[union-attr]
+
+
+def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, run: str) -> str:
+    """Returns the tokenizer that goes with the backbone where none is named.
+
+    Raises:
+        MissingInputError: If the backbone is trained from scratch, none is named and no earlier stage saved one.
+    """
+    if tokenizer:
+        return tokenizer
+    if backbone.name not in SIZES:
+        return str(backbone.name)
+    trained = Path(run) / "pretrain-backbone" / MODEL
+    if not trained.is_dir():
+        raise MissingInputError(
+            f"backbone {backbone.name!r} is trained from scratch and has no tokenizer of its own; give one: "
+            "TOKENIZER=<folder or hub id> (--tokenizer), or make pretrain-backbone first"
+        )
+    return str(trained)
+
+
+def plain(config: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:
+    """Returns a configuration in plain types."""
+    loaded: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    return loaded

@@ -1,0 +1,36 @@
+"""`tagi score`: the metrics of a `predictions.jsonl`, from that file alone."""
+
+from __future__ import annotations
+
+import sys
+
+import jsonargparse
+
+from tagi_lightning.data.report import DataError
+
+
+def score(predictions: str, output: str | None = None, overwrite: bool = False) -> None:
+    """Print the metrics of a predictions file as JSON on standard output.
+
+    Args:
+        predictions: The predictions.jsonl to score.
+        output: File to write the same JSON to as well.
+        overwrite: Replace the output file if it exists.
+    """
+    from tagi_lightning.metrics import aggregate
+    from tagi_lightning.predictions import metrics_text, read_predictions, write_metrics
+
+    metrics = aggregate(read_predictions(predictions))
+    if output is not None:
+        write_metrics(output, metrics, overwrite)
+    print(metrics_text(metrics))
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi score` with the arguments after the verb; returns the exit code."""
+    try:
+        jsonargparse.auto_cli(score, args=args, as_positional=False, prog="tagi score", allow_abbrev=False)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0

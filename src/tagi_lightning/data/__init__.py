@@ -1,0 +1,1 @@
+"""Tasks, readers, prompts, batches and samplers: no Lightning, no models."""

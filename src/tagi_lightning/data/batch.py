@@ -1,0 +1,128 @@
+"""Padded batches: what a data module yields and a stage reads.
+
+Shapes: B examples, T distinct tasks, I instruction tokens, S input tokens, P tokens of the
+concatenated prompt, O output tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of padded target positions, ignored by every loss."""
+
+
+class _Movable:
+    """Moves every tensor field of a dataclass, at any depth."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Returns a copy with every tensor on `device`."""
+        moved: dict[str, Any] = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                moved[field.name] = value.to(device, non_blocking=non_blocking)
+            elif isinstance(value, _Movable):
+                moved[field.name] = value.to(device, non_blocking)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Tokens(_Movable):
+    """Right-padded token rows.
+
+    Attributes:
+        ids: Token ids, int64 [N, L].
+        mask: 1 for tokens and 0 for padding, int64 [N, L].
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.ids.shape != self.mask.shape or self.ids.dim() != 2:
+            raise ValueError(
+                f"Tokens needs ids and mask of one shape [N, L], got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
+            )
+
+    @classmethod
+    def pad(cls, rows: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1) -> Tokens:
+        """Right-pads `rows` of token ids to their longest, rounded up to `multiple_of`."""
+        length = max((len(row) for row in rows), default=0)
+        length = max(multiple_of, -(-length // multiple_of) * multiple_of)
+        ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+        mask = torch.zeros((len(rows), length), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+            mask[index, : len(row)] = 1
+        return cls(ids, mask)
+
+    @property
+    def padding_share(self) -> float:
+        """Share of positions that are padding, 0 to 1."""
+        return 1.0 - float(self.mask.float().mean()) if self.mask.numel() else 0.0
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+def pad_labels(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Right-pads target rows with `IGNORE_INDEX` to int64 [B, O]."""
+    tokens = Tokens.pad(rows, pad_id=0)
+    return tokens.ids.masked_fill(tokens.mask == 0, IGNORE_INDEX)
+
+
+@dataclass(frozen=True)
+class TextBatch(_Movable):
+    """Plain sequence-to-sequence examples, for training a backbone.
+
+    Attributes:
+        source: Encoder input [B, S].
+        labels: Targets with EOS, padded by `IGNORE_INDEX` [B, O].
+    """
+
+    source: Tokens
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class TaskBatch(_Movable):
+    """B examples of T distinct tasks, grouped by task.
+
+    Attributes:
+        instruction: The tasks' instructions, the paper's a [T, I].
+        input: Bare inputs with output cue, the paper's b [B, S].
+        labels: Targets c with EOS, padded by `IGNORE_INDEX` [B, O].
+        task_index: Row of `instruction` each example belongs to, non-decreasing [B].
+        category: Index of each task's teacher in the bank, -1 where it has none [T].
+        prompt: Instruction and input concatenated, (a;b) [B, P]; None where not asked for.
+        tasks: Names of the tasks, T long.
+        ids: Instance ids, B long.
+        references: Acceptable outputs of each example, B long.
+        inputs: Input texts, B long; only where predictions are made.
+    """
+
+    instruction: Tokens
+    input: Tokens
+    labels: Tensor
+    task_index: Tensor
+    category: Tensor
+    prompt: Tokens | None = None
+    tasks: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task_index.shape != (len(self.input),):
+            raise ValueError(f"task_index must be [{len(self.input)}], got {tuple(self.task_index.shape)}")
+        if self.category.shape != (len(self.instruction),):
+            raise ValueError(f"category must be [{len(self.instruction)}], got {tuple(self.category.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.input)

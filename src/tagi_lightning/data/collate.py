@@ -1,0 +1,124 @@
+"""From examples to padded batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from tagi_lightning.data.batch import TaskBatch, Tokens, pad_labels
+from tagi_lightning.data.prompts import PromptAssembler
+from tagi_lightning.data.tokenized import Example, ExampleIndex, TokenizedTask, TokenizedTasks
+
+
+def draw(count: int, *key: object) -> int:
+    """Returns a number below `count` that depends on `key` alone."""
+    if count == 1:
+        return 0
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") % count
+
+
+@dataclass(frozen=True)
+class TaskCollator:
+    """Builds a `TaskBatch` from examples grouped by task.
+
+    In training a phrasing is drawn per (seed, epoch, task) and a reference per (seed, epoch, id);
+    examples without an epoch get the first phrasing and the first reference.
+
+    Attributes:
+        assembler: Joins pieces.
+        categories: The training categories, sorted; a category's index is its place here.
+        pad_id: Id of padding.
+        seed: Decides the draws together with the epoch.
+        with_prompt: Whether to fill the concatenated prompt, (a;b).
+    """
+
+    assembler: PromptAssembler
+    categories: tuple[str, ...]
+    pad_id: int
+    seed: int = 0
+    with_prompt: bool = False
+
+    def __call__(self, examples: Sequence[Example]) -> TaskBatch:
+        """Returns the batch of B `examples` of T tasks, which must come task by task."""
+        order = list(dict.fromkeys(example.index.task for example in examples))
+        rows = [order.index(example.index.task) for example in examples]
+        if rows != sorted(rows):
+            raise ValueError("examples of a batch must be grouped by task")
+        first = [examples[rows.index(row)] for row in range(len(order))]
+        definitions = [self._definition(example.task, example.index.epoch) for example in first]
+        return TaskBatch(
+            instruction=self._instructions([example.task for example in first], definitions),
+            input=self._pad([self.assembler.input(example.text_ids) for example in examples]),
+            labels=pad_labels([self._target(example) for example in examples]),
+            task_index=torch.tensor(rows, dtype=torch.long),
+            category=self._categories([example.task for example in first]),
+            prompt=self._prompts(examples, [definitions[row] for row in rows]) if self.with_prompt else None,
+            tasks=tuple(example.task.name for example in first),
+            ids=tuple(example.id for example in examples),
+            references=tuple(example.references for example in examples),
+            inputs=tuple(example.text for example in examples if example.index.epoch is None),
+        )
+
+    def instructions(self, items: Sequence[tuple[TokenizedTask, int]]) -> TaskBatch:
+        """Returns a batch of T instructions and no examples, B = 0.
+
+        Args:
+            items: Tasks with the epoch; each epoch shows the next phrasing.
+        """
+        tasks = [task for task, _ in items]
+        definitions = [
+            task.definitions[(draw(len(task.definitions), self.seed, task.name) + epoch) % len(task.definitions)]
+            for task, epoch in items
+        ]
+        return TaskBatch(
+            instruction=self._instructions(tasks, definitions),
+            input=self._pad([]),
+            labels=pad_labels([]),
+            task_index=torch.empty(0, dtype=torch.long),
+            category=self._categories(tasks),
+            tasks=tuple(task.name for task in tasks),
+        )
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
+        return Tokens.pad(rows, self.pad_id)
+
+    def _definition(self, task: TokenizedTask, epoch: int | None) -> list[int]:
+        drawn = 0 if epoch is None else draw(len(task.definitions), self.seed, epoch, task.name)
+        return task.definitions[drawn]
+
+    def _target(self, example: Example) -> list[int]:
+        index, references = example.index, example.reference_ids
+        key = (self.seed, index.epoch, example.task.name, example.id)
+        return self.assembler.target(references[0 if index.epoch is None else draw(len(references), *key)])
+
+    def _instructions(self, tasks: Sequence[TokenizedTask], definitions: Sequence[list[int]]) -> Tokens:
+        pairs = zip(tasks, definitions, strict=True)
+        return self._pad([self.assembler.instruction(definition, task.demonstrations) for task, definition in pairs])
+
+    def _prompts(self, examples: Sequence[Example], definitions: Sequence[list[int]]) -> Tokens:
+        pairs = zip(examples, definitions, strict=True)
+        return self._pad(
+            [self.assembler.prompt(each, example.task.demonstrations, example.text_ids) for example, each in pairs]
+        )
+
+    def _categories(self, tasks: Sequence[TokenizedTask]) -> torch.Tensor:
+        places = {category: place for place, category in enumerate(self.categories)}
+        return torch.tensor([places.get(task.category, -1) for task in tasks], dtype=torch.long)
+
+
+class InstructionDataset(Dataset[tuple[TokenizedTask, int]]):
+    """Tasks without their instances, for a sampler that yields `ExampleIndex`."""
+
+    def __init__(self, tasks: TokenizedTasks) -> None:
+        self.tasks = tasks.tasks
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, index: ExampleIndex) -> tuple[TokenizedTask, int]:
+        return self.tasks[index.task], index.epoch or 0

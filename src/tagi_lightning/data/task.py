@@ -1,0 +1,70 @@
+"""The units every data source is turned into: tasks, their demonstrations and their instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One worked example that an instruction may show."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One example of a task: the paper's b (input) and c (target).
+
+    Attributes:
+        id: Unique within its task.
+        input: The bare instance text, without output cue.
+        references: Acceptable outputs, at least one.
+        choices: Answer choices of a ranked task, else empty.
+        gold: Index of the right choice, or None where there are no choices.
+    """
+
+    id: str
+    input: str
+    references: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    gold: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An instruction (the paper's a) with the instances it applies to.
+
+    Attributes:
+        name: Unique within its task set, e.g. the file name without suffix.
+        category: The group that shares one teacher adapter.
+        definitions: Phrasings of the definition; evaluation uses the first.
+        demonstrations: Positive examples in their given order; may be empty.
+        instances: The task's examples.
+        dataset: Source data set (P3), else empty.
+        template: Prompt template's name (P3), else empty.
+    """
+
+    name: str
+    category: str
+    definitions: tuple[str, ...]
+    demonstrations: tuple[Demonstration, ...]
+    instances: tuple[Instance, ...]
+    dataset: str = ""
+    template: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSplits:
+    """The tasks of one experiment; a task's name stands in one split only, unless `validation` holds out instances."""
+
+    train: Sequence[Task]
+    validation: Sequence[Task]
+    test: Sequence[Task]
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Sorted categories of the training tasks; a teacher's index is its place here."""
+        return tuple(sorted({task.category for task in self.train}))

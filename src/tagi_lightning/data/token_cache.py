@@ -1,0 +1,169 @@
+"""The token cache: every piece of every prompt tokenised once, as Arrow files that are memory-mapped.
+
+One folder holds one task set under one tokenizer. Its name is a digest of all it depends on; the
+length limits are not among that, they are applied when a batch is built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, Features, List, Value, concatenate_datasets, disable_progress_bars, load_from_disk
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from tagi_lightning.data.prompts import PromptForm
+from tagi_lightning.data.task import Task
+from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
+
+LAYOUT_VERSION = 1
+"""Raise it with every change of the files a cache folder holds."""
+
+_MANIFEST = "manifest.json"
+_ROWS_PER_CHUNK = 4096
+_IDS = List(Value("int32"))
+_TASK_FEATURES = Features(
+    {
+        "name": Value("string"),
+        "category": Value("string"),
+        "definitions": List(_IDS),
+        "demonstrations": List(_IDS),
+        "count": Value("int64"),
+    }
+)
+_INSTANCE_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "text": Value("string"),
+        "references": List(Value("string")),
+        "text_ids": _IDS,
+        "reference_ids": List(_IDS),
+        "text_length": Value("int64"),
+        "target_length": Value("int64"),
+    }
+)
+
+
+def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> str:
+    """Returns the digest a token cache is kept under.
+
+    Args:
+        tasks: The tasks to tokenise; every text of theirs counts.
+        tokenizer: The tokenizer; its whole definition counts, not where it was loaded from.
+        form: The prompt form.
+    """
+    digest = hashlib.sha256()
+    header = [LAYOUT_VERSION, form.VERSION, form.connection, form.cue, tokenizer.backend_tokenizer.to_str()]
+    digest.update(json.dumps(header).encode())
+    for task in tasks:
+        own = [task.name, task.category, task.definitions, [[d.input, d.output] for d in task.demonstrations]]
+        rows = [[instance.id, instance.input, instance.references] for instance in task.instances]
+        digest.update(json.dumps([own, rows]).encode())
+    return digest.hexdigest()
+
+
+def load_or_tokenize(
+    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_dir: Path, form: PromptForm | None = None
+) -> TokenizedTasks:
+    """Returns the tokenised tasks, from their cache folder if it is whole, else tokenising them into it.
+
+    Args:
+        tasks: The tasks.
+        tokenizer: A fast tokenizer.
+        cache_dir: Holds one folder for each task set and tokenizer.
+        form: The prompt form; None for the default one.
+
+    Raises:
+        ValueError: If there are no tasks.
+    """
+    if not tasks:
+        raise ValueError("no tasks to tokenise")
+    form = form or PromptForm()
+    folder = cache_dir / cache_key(tasks, tokenizer, form)
+    if not _is_whole(folder):
+        _write(folder, tasks, tokenizer, form)
+    return _load(folder)
+
+
+def _load(folder: Path) -> TokenizedTasks:
+    tasks, start = [], 0
+    for row in load_from_disk(str(folder / "tasks")):
+        definitions, demonstrations = tuple(row["definitions"]), tuple(row["demonstrations"])
+        tasks.append(TokenizedTask(row["name"], row["category"], definitions, demonstrations, start, row["count"]))
+        start += row["count"]
+    return TokenizedTasks(tasks, load_from_disk(str(folder / "instances")))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Tells whether every file of a cache folder is there with the size it was written with."""
+    manifest = folder / _MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        sizes: dict[str, int] = json.loads(manifest.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> None:
+    """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-") as name:
+        new = Path(name) / folder.name
+        disable_progress_bars()
+        _tokenize_tasks(tasks, tokenizer, form).save_to_disk(str(new / "tasks"))
+        _tokenize_instances(tasks, tokenizer, form).save_to_disk(str(new / "instances"))
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        sizes = {path.relative_to(new).as_posix(): path.stat().st_size for path in files}
+        (new / _MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    # verbose=False: the tokenizer's own length limit is not ours.
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> Dataset:
+    shown = [[form.demonstration(number, each) for number, each in enumerate(task.demonstrations, 1)] for task in tasks]
+    columns = {
+        "name": [task.name for task in tasks],
+        "category": [task.category for task in tasks],
+        "definitions": [_ids(tokenizer, [form.definition(text) for text in task.definitions]) for task in tasks],
+        "demonstrations": [_ids(tokenizer, texts) for texts in shown],
+        "count": [len(task.instances) for task in tasks],
+    }
+    return Dataset.from_dict(columns, _TASK_FEATURES)
+
+
+def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> Dataset:
+    instances = [instance for task in tasks for instance in task.instances]
+    chunks = []
+    # On a terminal a bar, elsewhere a line now and then.
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    starts = range(0, len(instances), _ROWS_PER_CHUNK)
+    for start in tqdm(starts, desc=f"tokenising {len(tasks)} tasks", unit="chunk", mininterval=interval):
+        chunk = instances[start : start + _ROWS_PER_CHUNK]
+        text_ids = _ids(tokenizer, [form.input(instance.input) for instance in chunk])
+        outputs = iter(_ids(tokenizer, [text for instance in chunk for text in instance.references]))
+        reference_ids = [[next(outputs) for _ in instance.references] for instance in chunk]
+        columns = {
+            "id": [instance.id for instance in chunk],
+            "text": [instance.input for instance in chunk],
+            "references": [list(instance.references) for instance in chunk],
+            "text_ids": text_ids,
+            "reference_ids": reference_ids,
+            "text_length": [len(ids) for ids in text_ids],
+            "target_length": [max(map(len, each)) for each in reference_ids],
+        }
+        chunks.append(Dataset.from_dict(columns, _INSTANCE_FEATURES))
+    return concatenate_datasets(chunks)

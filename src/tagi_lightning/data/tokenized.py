@@ -1,0 +1,156 @@
+"""Tokenised tasks: the pieces of prompts, read from a memory-mapped token cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from tagi_lightning.data.prompts import PromptAssembler
+from tagi_lightning.data.report import DataReport
+
+
+class ExampleIndex(NamedTuple):
+    """Where a sampler points.
+
+    Attributes:
+        task: Index of the task.
+        instance: Index of the instance within its task.
+        epoch: Epoch that decides which phrasing and reference are drawn; None for the first of each.
+    """
+
+    task: int
+    instance: int
+    epoch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTask:
+    """A task's own pieces, and where its instances lie.
+
+    Attributes:
+        name: Unique within its task set.
+        category: The group that shares one teacher adapter.
+        definitions: Ids of each phrasing of the definition.
+        demonstrations: Ids of each demonstration.
+        start: Row of its first instance.
+        count: Number of its instances.
+    """
+
+    name: str
+    category: str
+    definitions: tuple[list[int], ...]
+    demonstrations: tuple[list[int], ...]
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instance with its task.
+
+    Attributes:
+        index: Where it was found.
+        task: The task it belongs to.
+        id: The instance's id.
+        text: Its input.
+        references: Its acceptable outputs.
+        text_ids: Ids of the input's text, without cue.
+        reference_ids: Ids of each reference.
+    """
+
+    index: ExampleIndex
+    task: TokenizedTask
+    id: str
+    text: str
+    references: tuple[str, ...]
+    text_ids: list[int]
+    reference_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class TokenizedTasks:
+    """A set of tasks with their instances; the dataset of a DataLoader whose sampler yields `ExampleIndex`.
+
+    Attributes:
+        tasks: The tasks in their order.
+        instances: One row an instance: id, text, references, text_ids, reference_ids, text_length, target_length.
+    """
+
+    tasks: Sequence[TokenizedTask]
+    instances: Dataset = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.instances)
+
+    def __getitem__(self, index: ExampleIndex) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[ExampleIndex]) -> list[Example]:
+        """Returns the examples at `indices` in one read."""
+        tasks = [self.tasks[index.task] for index in indices]
+        rows = [task.start + index.instance for task, index in zip(tasks, indices, strict=True)]
+        found = self.instances[rows]
+        return [
+            Example(index, task, id, text, tuple(references), text_ids, reference_ids)
+            for index, task, id, text, references, text_ids, reference_ids in zip(
+                indices,
+                tasks,
+                *(found[name] for name in ("id", "text", "references", "text_ids", "reference_ids")),
+                strict=True,
+            )
+        ]
+
+    def text_lengths(self) -> list[NDArray[np.int64]]:
+        """Returns, for each task, the tokens of each of its instances' texts."""
+        lengths = self._column("text_length")
+        return [lengths[task.start : task.start + task.count] for task in self.tasks]
+
+    def target_lengths(self) -> NDArray[np.int64]:
+        """Returns the tokens of each instance's longest reference."""
+        return self._column("target_length")
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        column: NDArray[np.int64] = self.instances.with_format("numpy", columns=[name])[:][name]
+        return column
+
+
+def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt: bool, report: DataReport) -> None:
+    """Reports what the length limits do to `tasks`.
+
+    A definition that leaves no room for any input is an error. Dropped demonstrations and truncated
+    inputs, prompts and targets are notes.
+
+    Args:
+        tasks: The tasks to check.
+        assembler: Holds the limits.
+        with_prompt: Whether concatenated prompts are built, too.
+        report: Receives the findings.
+    """
+    limit, truncated = assembler.max_input_length, "truncated to the limit"
+    for task, lengths in zip(tasks.tasks, tasks.text_lengths(), strict=True):
+        longest = max(len(definition) for definition in task.definitions)
+        if assembler.input_room(longest) < 1:
+            report.error(f"definition alone longer than max_input_length={limit}", f"{task.name} ({longest} tokens)")
+            continue
+        shown = [len(piece) for piece in task.demonstrations[: assembler.max_demonstrations]]
+        if assembler.demonstrations_that_fit(shown, limit - longest - 1) < len(shown):
+            report.note("instruction without all its demonstrations: they do not fit", task.name)
+        _note_rows(report, f"input {truncated}", task, lengths > assembler.input_room())
+        if with_prompt:
+            room = assembler.input_room(longest)
+            _note_rows(report, f"input in its concatenated prompt {truncated}", task, lengths > room)
+            dropped = (lengths > room - sum(shown)) & bool(shown)
+            _note_rows(report, "prompt without all its demonstrations: they do not fit", task, dropped)
+    too_long = int((tasks.target_lengths() > assembler.max_output_length - 1).sum())
+    if too_long:
+        report.note(f"target {truncated}", f"{too_long} of {len(tasks)} instances")
+
+
+def _note_rows(report: DataReport, kind: str, task: TokenizedTask, rows: NDArray[np.bool_]) -> None:
+    if count := int(rows.sum()):
+        report.note(kind, f"{task.name} ({count} of {task.count})")

@@ -1,0 +1,138 @@
+"""TAGI: a frozen backbone, and what turns an instruction into its adapter.
+
+    instruction -> encoder of the frozen backbone -> I -+-> hypernetwork -> LoRA
+                                                        +-> keys and values of the encoder fusion
+                                                        +-> decoder memory [I ; input]
+
+Shapes: B examples, T tasks, I instruction tokens, S input tokens, O output tokens, d width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tagi_lightning.adapter import InstructionStates, PreparedAdapter, TaskAdapter
+from tagi_lightning.backbones.base import Backbone, GenerationConfig
+from tagi_lightning.data.batch import Tokens
+from tagi_lightning.fusion import EncoderFusion, FusionConfig
+from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
+from tagi_lightning.lora import LoraConfig
+
+
+@dataclass(frozen=True)
+class TagiConfig:
+    """Every piece of the method, each a switch."""
+
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Sites, rank and scale of the adapters."""
+    hypernetwork: HypernetworkConfig = field(default_factory=HypernetworkConfig)
+    """Pooling and generator (eq. 2)."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Cross-attention of the encoder to the instruction (eq. 1)."""
+    decoder_memory: bool = True
+    """Whether the decoder's memory is [I ; input] rather than the input alone."""
+
+
+class TagiModel(nn.Module):
+    """A frozen backbone that solves a task from its instruction's adapter.
+
+    The backbone's weights are not part of `state_dict`: what is saved is the hypernetwork and the fusion.
+    """
+
+    def __init__(self, backbone: Backbone, config: TagiConfig) -> None:
+        """Builds the hypernetwork and fusion that `config` enables around `backbone`."""
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.sites = backbone.sites(config.lora)
+        self.hypernetwork = (
+            Hypernetwork(self.sites, backbone.width, config.hypernetwork, config.lora)
+            if config.hypernetwork.enabled
+            else None
+        )
+        self.fusion = EncoderFusion(config.fusion, **backbone.fusion_shape) if config.fusion.enabled else None
+
+    def encode_instructions(self, instruction: Tokens) -> InstructionStates:
+        """Returns the frozen backbone's states over instructions [T, I]; no gradient flows into the backbone."""
+        trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            return InstructionStates(self.backbone.encode(instruction), instruction.mask)
+
+    def adapt(self, instruction: Tokens | InstructionStates) -> TaskAdapter:
+        """Turns instructions into adapters, in one forward pass.
+
+        Args:
+            instruction: Token rows of T distinct instructions [T, I], or their states where they are at hand.
+
+        Returns:
+            The adapters of the T tasks; differentiable.
+        """
+        encoded = self.encode_instructions(instruction) if isinstance(instruction, Tokens) else instruction
+        return TaskAdapter(
+            lora=self.hypernetwork(encoded.states, encoded.mask) if self.hypernetwork is not None else None,
+            fusion=self.fusion(encoded.states, encoded.mask) if self.fusion is not None else None,
+            memory=encoded if self.config.decoder_memory else None,
+        )
+
+    @torch.no_grad()
+    def prepare(self, instruction: Tokens, dtype: torch.dtype | None = None) -> PreparedAdapter:
+        """Computes everything that depends on the instructions [T, I] alone, once, to be used for many inputs.
+
+        Args:
+            instruction: Token rows of T instructions.
+            dtype: Type to keep the adapter in; None keeps each tensor's own.
+        """
+        adapter = self.adapt(instruction)
+        memory = adapter.memory
+        if memory is not None and dtype is not None:
+            memory = InstructionStates(memory.states.to(dtype), memory.mask)
+        return PreparedAdapter(
+            lora=adapter.lora.detach(dtype) if adapter.lora is not None else None,
+            fusion=adapter.fusion.detach(dtype) if adapter.fusion is not None else None,
+            memory=memory,
+            model_digest=self.digest(),
+        )
+
+    def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
+        """Returns the adapted backbone's teacher-forced logits [B, O, V]; see `Backbone.forward`.
+
+        Raises:
+            ValueError: If `adapter` is a cache made by other weights than the present ones.
+        """
+        self._check_fresh(adapter)
+        logits: Tensor = self.backbone(inputs, labels, adapter, task_index)
+        return logits
+
+    def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
+        """Returns generated ids [B, at most max_new_tokens]; see `Backbone.generate`.
+
+        Raises:
+            ValueError: If `adapter` is a cache made by other weights than the present ones.
+        """
+        self._check_fresh(adapter)
+        return self.backbone.generate(inputs, adapter, task_index, config)
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Returns the parameters of hypernetwork and fusion, and of the backbone where some of it trains, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Returns what training changed and must be saved: hypernetwork, fusion and trained backbone weights."""
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
+        return own | {name: parameter.data for name, parameter in self.trained_parameters().items()}
+
+    def digest(self) -> str:
+        """Returns a SHA-256 of hypernetwork and fusion, which marks the caches they make."""
+        sha = hashlib.sha256()
+        for name, tensor in sorted(self.trained_state().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        return sha.hexdigest()
+
+    def _check_fresh(self, adapter: TaskAdapter) -> None:
+        if isinstance(adapter, PreparedAdapter) and self.training:
+            raise ValueError("a PreparedAdapter is a cache for inference; in training call adapt() instead")

@@ -1,0 +1,191 @@
+"""Model folders: safetensors and a plain JSON configuration, nothing that could run code when loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.lora import LoraBank, LoraConfig
+from tagi_lightning.model import TagiConfig, TagiModel
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+Config = TypeVar("Config")
+
+
+class ModelFolderError(ValueError):
+    """A model folder that cannot be used; the message names the folder, what is wrong and what to do."""
+
+
+def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Builds a configuration dataclass, nested ones included, from plain JSON types.
+
+    Raises:
+        ValueError: If a key is unknown.
+    """
+    hints = get_type_hints(kind)
+    if unknown := values.keys() - hints.keys():
+        raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+    arguments = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            value = from_plain(hints[name], value)  # type: ignore[arg-type]
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
+
+
+def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes weights and configuration to a temporary sibling, then renames it to `folder`, replacing it."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
+    (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+
+
+def read_folder(folder: Path, kind: str, make: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what `write_folder` wrote.
+
+    Args:
+        folder: The model folder.
+        kind: Value of the configuration's `kind` that is expected.
+        make: The command that makes such a folder.
+
+    Raises:
+        ModelFolderError: If files are missing or broken, or the folder holds something else.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ModelFolderError(f"no {kind} model in {folder} ({CONFIG} and {WEIGHTS} are expected); make it: {make}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises its own type without a common base
+        raise ModelFolderError(f"{folder} is damaged: {error}; make it again: {make}") from error
+    if not isinstance(config, dict) or config.get("kind") != kind:
+        found = config.get("kind", "something else") if isinstance(config, dict) else "something else"
+        raise ModelFolderError(f"{folder} holds {found}, expected {kind}; make it: {make}")
+    return tensors, config
+
+
+def check_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) -> None:
+    """Refuses a folder that was made on another backbone.
+
+    Raises:
+        ModelFolderError: If the digests of the weights differ.
+    """
+    if config["backbone_digest"] != backbone.digest():
+        raise ModelFolderError(
+            f"{folder} was trained on backbone {config['backbone']!r} ({config['backbone_digest'][:12]}), "
+            f"but {backbone.name!r} ({backbone.digest()[:12]}) is loaded; use the same backbone or train again"
+        )
+
+
+def save_tagi(model: TagiModel, folder: Path, stages: tuple[str, ...] = ()) -> None:
+    """Saves what training changed, with the backbone's name and digest.
+
+    Args:
+        model: The model.
+        folder: Where to; replaced if it exists.
+        stages: Stages the weights passed through, in order.
+    """
+    config = {
+        "kind": "tagi",
+        "tagi": asdict(model.config),
+        "backbone": model.backbone.name,
+        "backbone_digest": model.backbone.digest(),
+        "stages": list(stages),
+    }
+    write_folder(folder, model.trained_state(), config)
+
+
+def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> tuple[TagiModel, tuple[str, ...]]:
+    """Loads a model saved by `save_tagi` onto `backbone`; returns it with the stages it passed through.
+
+    Raises:
+        ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its configuration.
+    """
+    tensors, config = read_folder(folder, "tagi", make)
+    check_backbone(folder, config, backbone)
+    model = TagiModel(backbone, from_plain(TagiConfig, config["tagi"]))
+    load_tagi_weights(model, tensors, str(folder))
+    return model, tuple(config["stages"])
+
+
+def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copies saved weights into `model`.
+
+    Raises:
+        ModelFolderError: If names or shapes differ from what `model` needs.
+    """
+    needed = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith("backbone.")}
+    optional = {name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("backbone.")}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = [f"missing {name}" for name in needed if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in needed and name not in optional]
+    problems += [
+        f"{name} has shape {given[name]}, expected {shape}"
+        for name, shape in (needed | optional).items()
+        if name in given and given[name] != shape
+    ]
+    if problems:
+        raise ModelFolderError(
+            f"the weights of {source} do not fit this configuration (rank, sites, generator, fusion): "
+            + "; ".join(problems[:5])
+            + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        )
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def save_bank(bank: LoraBank, folder: Path, backbone: Backbone) -> None:
+    """Saves a bank of teachers with its names and the backbone's digest; replaces `folder`."""
+    config = {
+        "kind": "teachers",
+        "lora": asdict(bank.config),
+        "names": list(bank.names),
+        "backbone": backbone.name,
+        "backbone_digest": backbone.digest(),
+    }
+    write_folder(folder, bank.state_dict(), config)
+
+
+def load_bank(folder: Path, backbone: Backbone, lora: LoraConfig, make: str = "make teachers") -> LoraBank:
+    """Loads a bank of teachers, frozen.
+
+    Args:
+        folder: Where `save_bank` wrote it.
+        backbone: The backbone it must belong to.
+        lora: The configuration it must share with the student: sites, rank, scale and A_0.
+        make: The command that makes it.
+
+    Raises:
+        ModelFolderError: If the folder is damaged, of another backbone, or of another LoRA configuration.
+    """
+    tensors, config = read_folder(folder, "teachers", make)
+    check_backbone(folder, config, backbone)
+    taught = from_plain(LoraConfig, config["lora"])
+    differing = [
+        f"{field.name} is {getattr(taught, field.name)!r} there and {getattr(lora, field.name)!r} here"
+        for field in fields(lora)
+        if field.name != "dropout" and getattr(taught, field.name) != getattr(lora, field.name)
+    ]
+    if differing:
+        raise ModelFolderError(
+            f"the teachers in {folder} have another LoRA configuration: {'; '.join(differing)}; "
+            f"use the same values or train them again: {make}"
+        )
+    bank = LoraBank(backbone.sites(lora), taught, config["names"])
+    bank.load_state_dict(tensors)
+    bank.requires_grad_(False)
+    return bank.eval()

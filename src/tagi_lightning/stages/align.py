@@ -1,0 +1,132 @@
+"""Stage align, our extension: regress the teachers' adapters from the instructions, without reading any input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
+from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
+from tagi_lightning.losses import alignment_loss
+from tagi_lightning.model import TagiConfig
+from tagi_lightning.serialization import load_bank
+from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig
+from tagi_lightning.stages.tagi import TagiStage
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """How generated adapters are compared with taught ones (eq. 4)."""
+
+    target: Literal["factors", "product"] = "factors"
+    """factors: A with A and B with B; product: the updates B A."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """mean over elements and sites, or their sum."""
+    scale: float = 1.0
+    """Multiplies L_ins; 1 with mean is the paper's letter."""
+
+    def loss(self, generated: LoraWeights, taught: LoraWeights) -> Tensor:
+        """Returns L_ins of each task [T]."""
+        return alignment_loss(generated, taught, target=self.target, reduction=self.reduction, scale=self.scale)
+
+
+def load_run_teachers(run: Path, teachers: str, backbone: Backbone, lora: LoraConfig) -> LoraBank:
+    """Loads the teachers: `auto` stands for this run's own.
+
+    Raises:
+        MissingInputError: If they are not there.
+    """
+    folder = run / "teachers" / MODEL if teachers == "auto" else Path(teachers)
+    if not folder.is_dir():
+        raise MissingInputError(
+            f"the teachers' adapters are needed and {folder} is not there; make them: make teachers, "
+            "or train without: --model.init_args.teachers=none"
+        )
+    return load_bank(folder, backbone, lora)
+
+
+class Alignment(TagiStage):
+    """Trains the hypernetwork by eq. 4 alone."""
+
+    stage_name = "align"
+    previous = ("pretrain",)
+
+    def __init__(
+        self,
+        run: str = "runs/default",
+        backbone: BackboneConfig = BackboneConfig(),  # noqa: B008  (frozen)
+        tagi: TagiConfig = TagiConfig(),  # noqa: B008
+        alignment: AlignmentConfig = AlignmentConfig(scale=1e4),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        teachers: str = "auto",
+        init_from: str = "auto",
+    ) -> None:
+        """Takes the settings.
+
+        Args:
+            run: Run folder.
+            backbone: The frozen language model.
+            tagi: Adapter, hypernetwork, fusion and memory.
+            alignment: How adapters are compared.
+            optimizer: Optimizer and schedule.
+            teachers: auto for this run's teachers, or a folder.
+            init_from: auto for this run's pretrained hypernetwork, none, or a model folder.
+        """
+        super().__init__(run, backbone, tagi, optimizer, GenerationConfig(), init_from)
+        self.alignment = alignment
+        self.teachers = teachers
+
+    def build(self) -> None:
+        """Loads the teachers besides the model; only the hypernetwork trains."""
+        super().build()
+        if self.model.hypernetwork is None:
+            raise ValueError("align trains the hypernetwork, but tagi.hypernetwork.enabled is false")
+        if self.model.fusion is not None:
+            self.model.fusion.requires_grad_(False)
+        self.bank = load_run_teachers(self.run, self.teachers, self.backbone, self.tagi_config.lora)
+        check_categories(self.bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
+        """Returns eq. 4 over the instructions of one batch."""
+        assert self.model.hypernetwork is not None
+        encoded = self.model.encode_instructions(batch.instruction)
+        generated = self.model.hypernetwork(encoded.states, encoded.mask)
+        loss = self.alignment.loss(generated, self.bank().index(batch.category)).mean()
+        self.log_loss("loss", loss, len(batch.category))
+        if self.should_log():
+            cosine = update_cosine(generated, self.bank().index(batch.category))
+            self.log("train/cosine_to_teacher", cosine, batch_size=len(batch.category))
+        return loss
+
+
+def check_categories(bank: LoraBank, categories: tuple[str, ...]) -> None:
+    """Refuses a bank whose adapters are not those of the training categories, in their order.
+
+    Raises:
+        ValueError: If names differ.
+    """
+    if bank.names != tuple(categories):
+        missing = sorted(set(categories) - set(bank.names))
+        detail = f"no teacher for {', '.join(missing[:5])}" if missing else "other categories were taught"
+        raise ValueError(f"the teachers do not fit the training categories: {detail}; train them again: make teachers")
+
+
+@torch.no_grad()
+def update_cosine(generated: LoraWeights, taught: LoraWeights) -> Tensor:
+    """Returns the cosine between generated and taught updates B A over all sites, averaged over tasks."""
+    dot = norm_generated = norm_taught = torch.zeros(())
+    for site in generated.a:
+        a, b, a2, b2 = generated.a[site], generated.b[site], taught.a[site], taught.b[site]
+
+        def inner(la: Tensor, lb: Tensor, ra: Tensor, rb: Tensor) -> Tensor:
+            return ((lb.transpose(1, 2) @ rb) * (la @ ra.transpose(1, 2))).sum((1, 2))
+
+        dot = dot + inner(a, b, a2, b2)
+        norm_generated = norm_generated + inner(a, b, a, b)
+        norm_taught = norm_taught + inner(a2, b2, a2, b2)
+    return (dot / (norm_generated * norm_taught).clamp_min(1e-20).sqrt()).mean()

@@ -1,0 +1,193 @@
+"""What every stage shares: the run folder, the backbone, the optimizer, trimmed checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
+
+from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
+from tagi_lightning.serialization import ModelFolderError
+
+MODEL = "model"
+"""Name of the folder a stage leaves its weights in, under RUN/<stage>."""
+
+
+class MissingInputError(ValueError):
+    """An input of a stage is not there; the message names the command that makes it."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """adafactor has a fixed learning rate and no parameter scaling, which would hold zero-initialised weights still."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    warmup: float = 0.02
+    """Share of all steps over which the rate rises linearly (paper: 2 %)."""
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    """What follows the warm-up."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """Returns the optimizer over `parameters`."""
+        if self.name == "adafactor":
+            return Adafactor(
+                parameters, lr=self.lr, weight_decay=self.weight_decay, relative_step=False, scale_parameter=False
+            )
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+class Stage(L.LightningModule):
+    """A training stage that reads from and writes to one run folder.
+
+    A subclass builds its modules in `build`, gives a loss in `training_step`, and saves in `save`. Checkpoints hold
+    what is trained and nothing of the frozen backbone.
+    """
+
+    stage_name: ClassVar[str]
+    """Folder of the stage under RUN, and the make target that runs it."""
+
+    backbone: Backbone
+
+    def __init__(self, run: str, backbone: BackboneConfig, optimizer: OptimizerConfig) -> None:
+        """Takes the settings; weights are loaded in `configure_model`.
+
+        Args:
+            run: Run folder; this stage writes to its own folder in it.
+            backbone: The language model. A built-in size means the weights that this run's pretrain-backbone made.
+            optimizer: Optimizer and schedule.
+        """
+        super().__init__()
+        self.run = Path(run)
+        self.backbone_config = backbone
+        self.optimizer_config = optimizer
+        self.strict_loading = False
+        self._built = False
+
+    @property
+    def folder(self) -> Path:
+        """RUN/<stage>."""
+        return self.run / self.stage_name
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The data module's tokenizer."""
+        tokenizer: PreTrainedTokenizerBase = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        return tokenizer
+
+    def configure_model(self) -> None:
+        """Builds the modules once, after the data module is set up."""
+        if not self._built:
+            self.build()
+            self._built = True
+
+    @abstractmethod
+    def build(self) -> None:
+        """Loads the backbone and creates what the stage trains."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the stage's result to `folder`."""
+
+    def load_run_backbone(self) -> Backbone:
+        """Loads the frozen backbone; a built-in size is read from this run's pretrain-backbone.
+
+        Raises:
+            MissingInputError: If that stage has not been run.
+        """
+        config = resolve_backbone(self.run, self.backbone_config)
+        return load_backbone(config)
+
+    def configure_optimizers(self) -> Any:
+        """Returns optimizer and schedule over everything that requires gradients."""
+        optimizer = self.optimizer_config.build(p for p in self.parameters() if p.requires_grad)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = get_scheduler(
+            self.optimizer_config.schedule,
+            optimizer,
+            num_warmup_steps=round(self.optimizer_config.warmup * steps),
+            num_training_steps=steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def log_loss(self, name: str, loss: Tensor, batch_size: int) -> None:
+        """Logs a training scalar under `train/`, also on the progress bar where it is the loss."""
+        self.log(f"train/{name}", loss.detach(), batch_size=batch_size, prog_bar=name == "loss")
+
+    def should_log(self) -> bool:
+        """Whether this step is one whose costly diagnostics are logged."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return self.trainer.logger is not None and self.global_step % max(every, 1) == 0
+
+    def log_gradient_norms(self, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        """Logs the norm of each loss term's own gradient over the trained weights."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        for name, term in terms.items():
+            if not term.requires_grad:
+                continue
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            norm = torch.stack([g.detach().norm() for g in gradients if g is not None]).norm()
+            self.log(f"train/grad_norm_{name}", norm, batch_size=batch_size)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the trained weights and buffers alone, so that checkpoints leave the frozen backbone out."""
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the stage's name and the backbone's digest to the checkpoint."""
+        checkpoint["tagi"] = {"stage": self.stage_name, "backbone_digest": self.checkpoint_backbone_digest()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another stage, backbone or shape, since loading is not strict.
+
+        Raises:
+            ModelFolderError: If the checkpoint does not belong here.
+        """
+        origin = checkpoint.get("tagi", {})
+        if origin.get("stage") != self.stage_name:
+            raise ModelFolderError(f"the checkpoint is of stage {origin.get('stage')!r}, not {self.stage_name!r}")
+        if origin["backbone_digest"] != self.checkpoint_backbone_digest():
+            raise ModelFolderError("the checkpoint was trained on another backbone than the one that is loaded")
+        saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        needed = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
+        if differing := sorted(name for name in saved.keys() | needed.keys() if saved.get(name) != needed.get(name)):
+            raise ModelFolderError(
+                f"the checkpoint's weights do not fit this configuration, e.g. {differing[0]}: "
+                f"{saved.get(differing[0], 'absent')} there, {needed.get(differing[0], 'absent')} here"
+            )
+
+    def checkpoint_backbone_digest(self) -> str:
+        """Returns the digest of the frozen backbone, computed once."""
+        if not hasattr(self, "_digest"):
+            self._digest = self.backbone.digest()
+        return self._digest
+
+
+def resolve_backbone(run: Path, config: BackboneConfig) -> BackboneConfig:
+    """Returns `config` with a built-in size replaced by the folder this run's pretrain-backbone left.
+
+    Raises:
+        MissingInputError: If that folder is not there.
+    """
+    if config.name not in SIZES:
+        return config
+    folder = run / "pretrain-backbone" / MODEL
+    if not (folder / "config.json").is_file():
+        raise MissingInputError(
+            f"backbone {config.name!r} is trained from scratch and {folder} is not there yet; "
+            "make it: make pretrain-backbone, or give a pretrained one: BACKBONE=<hub id or folder>"
+        )
+    return replace(config, name=str(folder))

@@ -1,0 +1,137 @@
+"""What the stages that train the hypernetwork share: the model, where its weights start, and validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.backbones import BackboneConfig, GenerationConfig
+from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.losses import prediction_loss, update_norms
+from tagi_lightning.metrics import aggregate
+from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.predictions import Prediction
+from tagi_lightning.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
+from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
+
+CHAIN = ("pretrain", "align", "distill")
+"""Stages that train the hypernetwork, in the order in which each may start from an earlier one."""
+
+
+class TagiStage(Stage):
+    """A stage that trains a `TagiModel`.
+
+    `init_from` says where its weights start: `auto` is the chain's previous stage that this run has and needs,
+    `none` fresh weights, anything else a model folder. It is never an interrupted run's checkpoint.
+    """
+
+    previous: ClassVar[tuple[str, ...]] = ()
+    """Stages that `init_from=auto` may start from, latest first; the last one is required."""
+
+    model: TagiModel
+
+    def __init__(
+        self,
+        run: str,
+        backbone: BackboneConfig,
+        tagi: TagiConfig,
+        optimizer: OptimizerConfig,
+        generation: GenerationConfig,
+        init_from: str,
+    ) -> None:
+        """Takes the settings.
+
+        Args:
+            run: Run folder.
+            backbone: The frozen language model.
+            tagi: Adapter, hypernetwork, fusion and memory.
+            optimizer: Optimizer and schedule.
+            generation: How validation decodes.
+            init_from: auto, none or a model folder.
+        """
+        super().__init__(run, backbone, optimizer)
+        self.tagi_config = tagi
+        self.generation = generation
+        self.init_from = init_from
+        self.passed_stages: tuple[str, ...] = ()
+        self.validation_rows: list[Prediction] = []
+
+    def build(self) -> None:
+        """Loads the backbone, builds hypernetwork and fusion and loads the weights they start from."""
+        self.backbone = self.load_run_backbone()
+        self.model = TagiModel(self.backbone, self.tagi_config)
+        source = self.initial_folder()
+        if source is not None:
+            tensors, config = read_folder(source, "tagi", f"make {source.parent.name}")
+            check_backbone(source, config, self.backbone)
+            load_tagi_weights(self.model, tensors, str(source))
+            self.passed_stages = tuple(config["stages"])
+
+    def initial_folder(self) -> Path | None:
+        """Returns the model folder that `init_from` stands for, or None for fresh weights.
+
+        Raises:
+            MissingInputError: If it is not there.
+        """
+        if self.init_from == "none" or (self.init_from == "auto" and not self.previous):
+            return None
+        if self.init_from != "auto":
+            return Path(self.init_from)
+        for stage in self.previous:
+            folder = self.run / stage / MODEL
+            if folder.is_dir():
+                return folder
+        needed = self.previous[-1]
+        raise MissingInputError(
+            f"{self.stage_name} starts from the pretrained hypernetwork, and {self.run / needed / MODEL} is not there; "
+            f"make it: make {needed}, or go on without: --model.init_args.init_from=none"
+        )
+
+    def log_adapter(self, adapter: TaskAdapter, batch_size: int) -> None:
+        """Logs norms of A, B and B A by stack, and the fusion gates."""
+        if adapter.lora is not None:
+            for stack, norms in update_norms(adapter.lora, self.model.sites).items():
+                for name, norm in norms.items():
+                    self.log(f"adapter/{stack}/norm_{name}", norm, batch_size=batch_size)
+        if self.model.fusion is not None:
+            gates = [layer.gate for layer in self.model.fusion.layers if layer.gate is not None]
+            for block, gate in enumerate(gates):
+                self.log(f"fusion/gate_{block}", torch.tanh(gate.detach()).squeeze(), batch_size=batch_size)
+
+    def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
+        """Logs the loss, and decodes answers for the scores where the batch carries references."""
+        adapter = self.model.adapt(batch.instruction)
+        logits = self.model(batch.input, batch.labels, adapter, batch.task_index)
+        loss = prediction_loss(logits, batch.labels).mean()
+        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
+        if batch.references:
+            ids = self.model.generate(batch.input, adapter, batch.task_index, self.generation)
+            self.validation_rows += self.to_predictions(batch, ids)
+
+    def to_predictions(self, batch: TaskBatch, ids: Tensor) -> list[Prediction]:
+        """Returns generated ids as rows to be scored."""
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        tasks = batch.task_index.tolist()
+        return [
+            Prediction(id=id_, task=batch.tasks[task], prediction=text.strip(), references=references)
+            for id_, task, text, references in zip(batch.ids, tasks, texts, batch.references, strict=True)
+        ]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forgets the rows of the last validation."""
+        self.validation_rows = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ROUGE-L and exact match over the validation instances, 0 to 100."""
+        if self.validation_rows:
+            scores = aggregate(self.validation_rows)["overall"]
+            for name in ("rougeL", "exact_match"):
+                self.log(f"val/{name}", scores[name], prog_bar=True, sync_dist=True)
+
+    def save(self, folder: Path) -> None:
+        """Writes hypernetwork and fusion, with the stages they passed through."""
+        save_tagi(self.model, folder, (*self.passed_stages, self.stage_name))
