@@ -23,7 +23,7 @@ from tagi_lightning.data.sampler import (
     TaskBatchSampler,
     TaskLengths,
 )
-from tagi_lightning.data.splits import ValSplit
+from tagi_lightning.data.splits import ValSplit, exchange_instructions
 from tagi_lightning.data.task import Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
@@ -127,6 +127,7 @@ class InstructionDataModule(L.LightningDataModule):
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
         beside = self.folder.parent if self.folder.is_file() else self.folder
         self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
+        self.evaluates: Literal["test", "wrong_instruction", "held_out"] = "test"
         if setting not in DEMONSTRATIONS:
             raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(DEMONSTRATIONS)}")
 
@@ -196,7 +197,7 @@ class InstructionDataModule(L.LightningDataModule):
         Args:
             stage: Any of Lightning's; all need the training tasks' categories.
         """
-        assert self.tasks
+        _ = self.tasks
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns training batches, or batches of instructions where `instructions_only` is set."""
@@ -218,6 +219,23 @@ class InstructionDataModule(L.LightningDataModule):
         """Returns instances of the training tasks that training never shows (ranks 101 to 150), to score teachers."""
         unseen = self.read(DataReport(str(self.folder)), held_out_instances=HELD_OUT_INSTANCES)
         return self._evaluation(self._tokenized(unseen.train))
+
+    def wrong_instruction_dataloader(self) -> ResumableLoader:
+        """Returns the test tasks' instances, each task under another test task's instruction."""
+        return self._evaluation(self._tokenized(exchange_instructions(self.splits.test, self.seed)))
+
+    def find_task(self, name: str) -> Task:
+        """Returns the task called `name`.
+
+        Raises:
+            KeyError: If there is none.
+        """
+        return self._tasks_by_name[name]
+
+    @cached_property
+    def _tasks_by_name(self) -> dict[str, Task]:
+        splits = self.splits
+        return {task.name: task for task in (*splits.train, *splits.validation, *splits.test)}
 
     def instruction_dataloader(self) -> ResumableLoader:
         """Returns batches of T training instructions with their categories and no examples, for alignment."""

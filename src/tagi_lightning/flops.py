@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -36,11 +37,12 @@ def _refuse_fused_attention(*args: Any, **kwargs: Any) -> NoReturn:
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Runs `model` with Hugging Face's plain attention, whose products can be counted, and switches back after."""
+    """Runs `model`, and any other attention, by plain products that can be counted, and switches back after."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         model.set_attn_implementation(implementation)
 

@@ -98,7 +98,7 @@ def test_the_cache_key_follows_contents_tokenizer_and_unit(
     corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ):
     files = corpus_files([corpus])
-    train_vocabulary(PARAGRAPHS, tmp_path / "other", vocab_size=30)
+    train_vocabulary(PARAGRAPHS, tmp_path / "other", vocab_size=60, sentinels=5)
     keys = [cache_key(files, tokenizer, "paragraph"), cache_key(files, tokenizer, "file")]
     keys.append(cache_key(files, AutoTokenizer.from_pretrained(tmp_path / "other"), "paragraph"))
     tokenizer("cat", padding="max_length", max_length=8, truncation=True)

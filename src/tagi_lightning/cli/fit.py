@@ -10,16 +10,10 @@ from typing import Any
 import yaml
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from tagi_lightning.backbones.loading import BackboneError
+from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, plain, stage_folder
 from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, read_run
-from tagi_lightning.data.report import DataError
-from tagi_lightning.serialization import ModelFolderError
-from tagi_lightning.stages.base import MODEL, MissingInputError
-
-TOLD_ERRORS = (DataError, BackboneError, ModelFolderError, MissingInputError, RunFolderError)
-"""Errors whose message is all a user needs."""
-
+from tagi_lightning.stages.base import MODEL
 
 class FitCLI(TagiCLI):
     """Decides from the run folder whether to start, go on or skip before anything heavy is built."""

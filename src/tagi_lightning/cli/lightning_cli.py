@@ -38,6 +38,8 @@ class SaveRunConfig(SaveConfigCallback):
 class TagiCLI(LightningCLI):
     """LightningCLI with `--run`, `--backbone` and `--tokenizer` said once for model and data."""
 
+    prog = "tagi fit"
+
     def __init__(self, args: list[str], **kwargs: Any) -> None:
         """Parses `args` and builds model, data and trainer without running anything."""
         super().__init__(
@@ -48,7 +50,7 @@ class TagiCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": "tagi fit"},
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": self.prog},
             run=False,
             args=args,
             **kwargs,

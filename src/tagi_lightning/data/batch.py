@@ -6,7 +6,7 @@ concatenated prompt, O output tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -17,23 +17,27 @@ IGNORE_INDEX = -100
 """Label of padded target positions, ignored by every loss."""
 
 
-class _Movable:
-    """Moves every tensor field of a dataclass, at any depth."""
+class _TensorFields:
+    """Applies a function to every tensor field of a dataclass, at any depth."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Returns a copy with every tensor on `device`."""
-        moved: dict[str, Any] = {}
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Returns a copy with `function` applied to every tensor."""
+        mapped: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                moved[field.name] = value.to(device, non_blocking=non_blocking)
-            elif isinstance(value, _Movable):
-                moved[field.name] = value.to(device, non_blocking)
-        return replace(self, **moved)  # type: ignore[type-var]
+                mapped[field.name] = function(value)
+            elif isinstance(value, _TensorFields):
+                mapped[field.name] = value.map(function)
+        return replace(self, **mapped)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Returns a copy with every tensor on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)
-class Tokens(_Movable):
+class Tokens(_TensorFields):
     """Right-padded token rows.
 
     Attributes:
@@ -78,7 +82,7 @@ def pad_labels(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class TextBatch(_Movable):
+class TextBatch(_TensorFields):
     """Plain sequence-to-sequence examples, for training a backbone.
 
     Attributes:
@@ -91,7 +95,7 @@ class TextBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class TaskBatch(_Movable):
+class TaskBatch(_TensorFields):
     """B examples of T distinct tasks, grouped by task.
 
     Attributes:

@@ -102,7 +102,8 @@ class _Group(NamedTuple):
 class TaskBatchSampler(EpochSampler):
     """Training batches of T tasks × n instances, grouped by task; every instance once an epoch.
 
-    Each task's instances are cut into groups of n of similar length, its last group may be smaller.
+    Each task's instances are cut into as few groups of at most n as there can be, of similar length; where n
+    does not divide their number, some groups have one instance less.
     Groups are shuffled; within a pool of some batches those of similar instruction and input length
     come together, and the batches of a pool are shuffled. Every batch but the last of an epoch has
     T groups. They are of T distinct tasks, except at the end of a pool where too few tasks are
@@ -158,8 +159,7 @@ class TaskBatchSampler(EpochSampler):
         generator = random_generator(self.seed, epoch, self.tasks[task].name)
         noise = generator.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(lengths))
         order = np.argsort(lengths * noise, kind="stable")
-        n = self.instances_per_task
-        parts = [order[start : start + n] for start in range(0, len(order), n)]
+        parts = np.array_split(order, -(-len(order) // self.instances_per_task))
         return [_Group(task, part, int(lengths[part].max())) for part in parts]
 
     def _pool_batches(self, pool: list[_Group]) -> list[list[_Group]]:

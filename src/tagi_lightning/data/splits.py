@@ -138,3 +138,20 @@ def arrange(
         validation=tuple(task for task in validation if task.instances),
         test=tuple(replace(task, instances=task.instances[:max_test_instances]) for task in test),
     )
+
+
+def exchange_instructions(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """Gives every task the definitions and demonstrations of another one, drawn by seed; instances stay.
+
+    Raises:
+        DataError: If there are fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise DataError(f"another task's instruction needs at least 2 test tasks, there are {len(tasks)}")
+    order = list(range(len(tasks)))
+    random.Random(f"{seed}/exchange").shuffle(order)
+    giver = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [
+        replace(task, definitions=tasks[giver[place]].definitions, demonstrations=tasks[giver[place]].demonstrations)
+        for place, task in enumerate(tasks)
+    ]

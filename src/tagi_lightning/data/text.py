@@ -76,7 +76,7 @@ def read_documents(file: Path, unit: DocumentUnit = "paragraph") -> Iterator[str
 
 def _paragraphs(lines: Iterator[str], unit: DocumentUnit) -> Iterator[str]:
     if unit == "file":
-        lines = iter([" ".join(line for line in lines)])
+        lines = iter(["".join(lines)])
     for has_text, paragraph in itertools.groupby(lines, key=lambda line: not line.isspace()):
         text = "".join(paragraph).strip()
         if has_text and text:
@@ -111,9 +111,15 @@ class TokenizedText:
         return len(self.offsets) - 1
 
 
+def tokenizer_definition(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Returns all that decides how `tokenizer` cuts text, as JSON; not the padding and truncation of its last call."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({key: value for key, value in definition.items() if key not in ("padding", "truncation")})
+
+
 def cache_key(files: Sequence[Path], tokenizer: PreTrainedTokenizerFast, unit: DocumentUnit) -> str:
     """Returns the digest a token cache is kept under: the files' contents, the tokenizer and the document unit."""
-    digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, unit, tokenizer.backend_tokenizer.to_str()]).encode())
+    digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, unit, tokenizer_definition(tokenizer)]).encode())
     for file in files:
         with file.open("rb") as content:
             digest.update(f"{file.suffix} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())

@@ -11,6 +11,7 @@ from torch import Tensor
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.evaluation import to_predictions
 from tagi_lightning.losses import prediction_loss, update_norms
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
@@ -110,16 +111,8 @@ class TagiStage(Stage):
         self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
         if batch.references:
             ids = self.model.generate(batch.input, adapter, batch.task_index, self.generation)
-            self.validation_rows += self.to_predictions(batch, ids)
-
-    def to_predictions(self, batch: TaskBatch, ids: Tensor) -> list[Prediction]:
-        """Returns generated ids as rows to be scored."""
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        tasks = batch.task_index.tolist()
-        return [
-            Prediction(id=id_, task=batch.tasks[task], prediction=text.strip(), references=references)
-            for id_, task, text, references in zip(batch.ids, tasks, texts, batch.references, strict=True)
-        ]
+            find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
+            self.validation_rows += to_predictions(batch, ids, self.tokenizer, find_task)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the rows of the last validation."""

@@ -1,0 +1,72 @@
+"""`tagi compare`: one table of the systems evaluated in a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+COLUMNS = (
+    ("exact_match", "exact match"),
+    ("rougeL", "ROUGE-L"),
+    ("relative_flops", "rel. FLOPs"),
+    ("relative_flops_formula", "formula"),
+    ("seconds", "decoding s"),
+)
+"""Figures of a row with their headings."""
+
+
+def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
+    """Returns the metrics of every system evaluated in `run`, by name, in the order of the systems' list."""
+    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+
+    found = {}
+    for name in (*HEURISTICS, *SYSTEMS):
+        path = run / "evaluate" / name / "metrics.json"
+        if path.is_file():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Returns a table of systems and their figures, as aligned Markdown."""
+    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+
+    titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}
+    lines = [["system", *(heading for _, heading in COLUMNS), "n"]]
+    for name, metrics in evaluations.items():
+        values = metrics["overall"] | metrics
+        cells = [f"{values[key]:.2f}" if values.get(key) is not None else "-" for key, _ in COLUMNS]
+        lines.append([titles[name], *cells, str(metrics["overall"]["n"])])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = [
+        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def compare(run: str) -> None:
+    """Print one table of the systems evaluated in a run.
+
+    Args:
+        run: Run folder.
+    """
+    evaluations = read_evaluations(Path(run))
+    if not evaluations:
+        raise FileNotFoundError(f"nothing was evaluated in {run}; run: make evaluate RUN={run}")
+    print(comparison_table(evaluations))
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi compare`; returns the exit code."""
+    try:
+        jsonargparse.auto_cli(compare, args=args, as_positional=False, prog="tagi compare", allow_abbrev=False)
+    except OSError as error:
+        print(f"tagi compare: {error}", file=sys.stderr)
+        return 1
+    return 0

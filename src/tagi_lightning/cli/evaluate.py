@@ -1,0 +1,134 @@
+"""`tagi evaluate`: decodes and scores systems on a task set, into RUN/evaluate/<system>/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tagi_lightning.cli.compare import comparison_table, read_evaluations
+from tagi_lightning.cli.errors import TOLD_ERRORS
+from tagi_lightning.cli.lightning_cli import TagiCLI, plain
+from tagi_lightning.cli.runs import environment
+from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, measure_flops
+from tagi_lightning.flops import token_formula
+from tagi_lightning.heuristics import copy_demonstration, copy_input
+from tagi_lightning.metrics import aggregate
+from tagi_lightning.predictions import Prediction, write_metrics, write_predictions
+from tagi_lightning.stages.evaluate import Evaluation
+
+PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
+
+
+class EvaluateCLI(TagiCLI):
+    """Adds which evaluations to make again."""
+
+    prog = "tagi evaluate"
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Adds `--overwrite`."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--overwrite", type=bool, default=False, help="Replace results that are already there.")
+
+
+def check_systems(names: tuple[str, ...]) -> None:
+    """Refuses unknown systems.
+
+    Raises:
+        ValueError: If a name is unknown; the message lists those that are allowed.
+    """
+    known = {**SYSTEMS, **HEURISTICS}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown systems {', '.join(unknown)}; choose from {', '.join(known)}")
+
+
+class Evaluator:
+    """Evaluates the systems of one `tagi evaluate`."""
+
+    def __init__(self, cli: EvaluateCLI) -> None:
+        """Takes what the command line built."""
+        self.cli = cli
+        self.stage: Evaluation = cli.model
+        self.data = cli.datamodule
+        self.folder = self.stage.folder
+        self._flops: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Evaluates every system that has no result yet, and prints the table of all of them."""
+        for name in self.stage.systems:
+            target = self.folder / name
+            if (target / METRICS).is_file() and not self.cli.config.overwrite:
+                print(f"evaluate: {name} is already in {target}; --overwrite=true makes it again", flush=True)
+                continue
+            print(f"evaluate: {name}", flush=True)
+            rows, facts = self.heuristic(name) if name in HEURISTICS else self.decode(name)
+            metrics = aggregate(rows) | {"system": name, "seed": self.cli.config.seed_everything, **facts}
+            target.mkdir(parents=True, exist_ok=True)
+            write_predictions(target / PREDICTIONS, rows, overwrite=True)
+            config = yaml.safe_dump(plain(self.cli.config, self.cli.parser), sort_keys=False)
+            (target / "config.yaml").write_text(config, encoding="utf-8")
+            write_metrics(target / METRICS, metrics | environment(), overwrite=True)
+        print(comparison_table(read_evaluations(self.folder.parent)))
+
+    def heuristic(self, name: str) -> tuple[list[Prediction], dict[str, Any]]:
+        """Returns the rows of a system without a model."""
+        self.data.prepare_data()
+        tasks = self.data.splits.test
+        return (copy_input if name == "copy_input" else copy_demonstration)(tasks), {}
+
+    def decode(self, name: str) -> tuple[list[Prediction], dict[str, Any]]:
+        """Returns the rows of a system that runs the model, with its cost."""
+        stage, spec = self.stage, SYSTEMS[name]
+        stage.system = name
+        self.data.evaluates = spec.data
+        self.cli.trainer.test(stage, datamodule=self.data, verbose=False, weights_only=True)
+        facts: dict[str, Any] = {
+            "seconds": round(stage.seconds, 3),
+            "backbone": stage.backbone.name,
+            "backbone_digest": stage.checkpoint_backbone_digest(),
+        }
+        if spec.adapter == "generated":
+            facts |= {"weights": str(stage.weights), "weights_digest": stage.model.digest()}
+        if stage.flops:
+            facts["flops"] = self.flops(name)
+            reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
+            facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
+            if spec.adapter == "generated":
+                facts["relative_flops_formula"] = round(self.formula(), 4)
+        return stage.rows, facts
+
+    def flops(self, name: str) -> int:
+        """Returns the operations of a system over its whole data, with outputs of the references' length."""
+        if name not in self._flops:
+            spec = SYSTEMS[name]
+            self.data.evaluates = spec.data
+            self._flops[name] = measure_flops(spec, self.stage.model, self.data.test_dataloader(), self.stage.bank)
+        return self._flops[name]
+
+    def formula(self) -> float:
+        """Returns the paper's token-count formula on this data's own mean lengths."""
+        instruction = inputs = examples = tasks = 0
+        seen: set[str] = set()
+        for batch in self.data.test_dataloader():
+            inputs += int(batch.input.mask.sum())
+            examples += len(batch)
+            for row, task in enumerate(batch.tasks):
+                if task not in seen:
+                    seen.add(task)
+                    instruction += int(batch.instruction.mask[row].sum())
+                    tasks += 1
+        return token_formula(instruction / tasks, inputs / examples, max(1, round(examples / tasks)))
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi evaluate`; returns the exit code."""
+    try:
+        cli = EvaluateCLI(args)
+        check_systems(cli.model.systems)
+        Evaluator(cli).run()
+    except TOLD_ERRORS as error:
+        print(f"tagi evaluate: {error}", file=sys.stderr)
+        return 1
+    return 0

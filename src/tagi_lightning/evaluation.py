@@ -1,0 +1,165 @@
+"""The systems of a comparison: what each reads, and what adapts the backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedTokenizerBase
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.task import Task
+from tagi_lightning.flops import count_flops, eager_attention
+from tagi_lightning.lora import LoraBank
+from tagi_lightning.model import TagiModel
+from tagi_lightning.predictions import Prediction
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """One system of a comparison.
+
+    Attributes:
+        reads: The bare input, or instruction and input concatenated.
+        adapter: Nothing, adapters generated from the instructions, or the taught adapter of the task's category.
+        data: Test tasks, test tasks each with another test task's instruction, or held-out training instances.
+        title: What tables call it.
+    """
+
+    reads: Literal["input", "prompt"]
+    adapter: Literal["none", "generated", "taught"]
+    data: Literal["test", "wrong_instruction", "held_out"]
+    title: str
+
+
+SYSTEMS: dict[str, SystemSpec] = {
+    "no_instruction": SystemSpec("input", "none", "test", "backbone, no instruction"),
+    "wrong_instruction": SystemSpec("input", "generated", "wrong_instruction", "TAGI, another task's instruction"),
+    "concatenated": SystemSpec("prompt", "none", "test", "backbone, instruction concatenated"),
+    "tagi": SystemSpec("input", "generated", "test", "TAGI"),
+    "teachers_backbone": SystemSpec("prompt", "none", "held_out", "held out: backbone, instruction concatenated"),
+    "teachers": SystemSpec("prompt", "taught", "held_out", "held out: the categories' teachers"),
+}
+"""Systems that run a model, by name."""
+
+HEURISTICS = {
+    "copy_input": "copy the input",
+    "copy_demonstration": "copy the first demonstration's output",
+}
+"""Systems without a model, by name, with their titles."""
+
+
+class SystemRunner:
+    """Runs one system over batches; each run of batches with the same tasks has its instructions encoded once."""
+
+    def __init__(
+        self,
+        spec: SystemSpec,
+        model: TagiModel,
+        bank: LoraBank | None = None,
+        adapt: Callable[[Tokens], TaskAdapter] | None = None,
+    ) -> None:
+        """Takes what the system is made of.
+
+        Args:
+            spec: The system.
+            model: Backbone, and the hypernetwork where the system generates adapters.
+            bank: The teachers, where the system uses taught adapters.
+            adapt: Turns instructions into adapters; None for `model.prepare`.
+        """
+        self.spec = spec
+        self.model = model
+        self.adapt = adapt or model.prepare
+        self.bank = bank
+        self._tasks: tuple[str, ...] = ()
+        self._adapter = TaskAdapter()
+
+    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter, Tensor]:
+        """Returns what the backbone reads, its adapter, and the adapter's row for each example.
+
+        Raises:
+            ValueError: If the batch lacks the concatenated prompt that the system reads.
+        """
+        inputs = batch.input if self.spec.reads == "input" else batch.prompt
+        if inputs is None:
+            raise ValueError("this system reads instruction and input concatenated: set data.with_prompt=true")
+        if self.spec.adapter == "taught":
+            if self.bank is None:
+                raise ValueError("this system needs the teachers")
+            return inputs, TaskAdapter(lora=self.bank()), batch.category[batch.task_index]
+        if self.spec.adapter == "generated" and batch.tasks != self._tasks:
+            self._adapter = self.adapt(batch.instruction)
+            self._tasks = batch.tasks
+        return inputs, self._adapter, batch.task_index
+
+    @torch.no_grad()
+    def generate(self, batch: TaskBatch, config: GenerationConfig) -> Tensor:
+        """Returns generated ids [B, at most max_new_tokens]."""
+        inputs, adapter, index = self.condition(batch)
+        return self.model.generate(inputs, adapter, index, config)
+
+    @torch.no_grad()
+    def forward(self, batch: TaskBatch) -> Tensor:
+        """Returns teacher-forced logits over the references [B, O, V]."""
+        inputs, adapter, index = self.condition(batch)
+        logits: Tensor = self.model(inputs, batch.labels, adapter, index)
+        return logits
+
+
+def to_predictions(
+    batch: TaskBatch, ids: Tensor, tokenizer: PreTrainedTokenizerBase, find_task: Callable[[str], Task]
+) -> list[Prediction]:
+    """Returns generated ids as rows to be scored.
+
+    Args:
+        batch: What was answered.
+        ids: Generated ids [B, O].
+        tokenizer: Decodes answers and instructions.
+        find_task: Returns a task by its name.
+    """
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    instructions = tokenizer.batch_decode(batch.instruction.ids, skip_special_tokens=True)
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in instructions]
+    tasks = [find_task(name) for name in batch.tasks]
+    return [
+        Prediction(
+            id=id_,
+            task=tasks[row].name,
+            category=tasks[row].category,
+            dataset=tasks[row].dataset,
+            template=tasks[row].template,
+            instruction_sha256=digests[row],
+            prediction=text.strip(),
+            references=references,
+        )
+        for id_, row, text, references in zip(batch.ids, batch.task_index.tolist(), texts, batch.references, strict=True)
+    ]
+
+
+def measure_flops(spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], bank: LoraBank | None = None) -> int:
+    """Counts the operations of a system over `batches` with outputs of the references' length, by shapes alone.
+
+    Attention runs in its plain form on tensors without storage, so that nothing is computed and everything is counted.
+
+    Args:
+        spec: The system.
+        model: Its backbone and hypernetwork.
+        batches: What it reads; each run of batches with the same tasks has its instructions encoded once.
+        bank: The teachers, where the system uses taught adapters.
+    """
+    total = 0
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    runner = SystemRunner(spec, model, bank, adapt=model.adapt)
+    with eager_attention(model.backbone.model):
+        for batch in batches:
+            with fake:
+                shapes = batch.map(fake.from_tensor)
+                total += count_flops(lambda shapes=shapes: runner.forward(shapes))  # type: ignore[misc]
+    return total

@@ -1,0 +1,109 @@
+"""Evaluation of one system: decodes its data and writes predictions and metrics into the run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tagi_lightning.backbones import BackboneConfig, GenerationConfig
+from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.evaluation import SYSTEMS, SystemRunner, to_predictions
+from tagi_lightning.lora import LoraBank
+from tagi_lightning.metrics import aggregate
+from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.predictions import Prediction
+from tagi_lightning.serialization import from_plain, load_bank, load_tagi, read_folder
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
+from tagi_lightning.lora import LoraConfig
+from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
+
+
+class Evaluation(Stage):
+    """Decodes the instances of one system after another; `system` says which is next."""
+
+    stage_name = "evaluate"
+
+    def __init__(
+        self,
+        run: str = "runs/default",
+        backbone: BackboneConfig = BackboneConfig(),  # noqa: B008  (frozen)
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008
+        systems: tuple[str, ...] = ("no_instruction", "wrong_instruction", "concatenated", "tagi"),
+        weights: str = "auto",
+        teachers: str = "auto",
+        flops: bool = True,
+    ) -> None:
+        """Takes the settings.
+
+        Args:
+            run: Run folder.
+            backbone: The frozen language model.
+            generation: How every system decodes.
+            systems: Names of the systems to evaluate.
+            weights: Folder of the trained hypernetwork; auto for this run's distilled one.
+            teachers: Folder of the teachers; auto for this run's.
+            flops: Whether to count operations relative to the concatenated backbone.
+        """
+        super().__init__(run, backbone, OptimizerConfig())
+        self.generation = generation
+        self.systems = tuple(systems)
+        self.weights = run_folder(run, "distill") if weights == "auto" else Path(weights)
+        self.teachers = run_folder(run, "teachers") if teachers == "auto" else Path(teachers)
+        self.flops = flops
+        self.system = self.systems[0] if self.systems else ""
+        self.rows: list[Prediction] = []
+        self.seconds = 0.0
+
+    def build(self) -> None:
+        """Loads the backbone, and hypernetwork and teachers where a system needs them."""
+        self.backbone = self.load_run_backbone()
+        needs = {SYSTEMS[name].adapter for name in self.systems if name in SYSTEMS}
+        self.bank: LoraBank | None = None
+        self.model = bare_model(self.backbone)
+        if "generated" in needs:
+            self.model, _ = load_tagi(self.weights, self.backbone)
+        if "taught" in needs:
+            _, config = read_folder(self.teachers, "teachers", "make teachers")
+            self.bank = load_bank(self.teachers, self.backbone, from_plain(LoraConfig, config["lora"]))
+        self.model.requires_grad_(False)
+
+    def on_test_epoch_start(self) -> None:
+        """Starts a system's clock and rows."""
+        self.runner = SystemRunner(SYSTEMS[self.system], self.model, self.bank)
+        self.rows = []
+        self.seconds = 0.0
+
+    def test_step(self, batch: TaskBatch, batch_index: int) -> None:
+        """Decodes one batch."""
+        start = time.perf_counter()
+        ids = self.runner.generate(batch, self.generation)
+        self.seconds += time.perf_counter() - start
+        find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
+        self.rows += to_predictions(batch, ids, self.tokenizer, find_task)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the scores under `test/<system>/`."""
+        for name, value in aggregate(self.rows)["overall"].items():
+            self.log(f"test/{self.system}/{name}", float(value))
+
+    def save(self, folder: Path) -> None:
+        """Leaves nothing: an evaluation has no weights."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns nothing: an evaluation has no state."""
+        return {}
+
+
+def run_folder(run: str, stage: str) -> Path:
+    """Returns the model folder of a run's stage."""
+    return Path(run) / stage / MODEL
+
+
+def bare_model(backbone: Any) -> TagiModel:
+    """Returns a model without hypernetwork, fusion and memory: the backbone alone."""
+    config = TagiConfig(
+        hypernetwork=HypernetworkConfig(enabled=False), fusion=FusionConfig(enabled=False), decoder_memory=False
+    )
+    return TagiModel(backbone, config)
