@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import pydoc
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
+import transformers
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -42,6 +45,7 @@ class TagiCLI(LightningCLI):
 
     def __init__(self, args: list[str], **kwargs: Any) -> None:
         """Parses `args` and builds model, data and trainer without running anything."""
+        quiet()
         super().__init__(
             Stage,
             L.LightningDataModule,
@@ -70,6 +74,18 @@ class TagiCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Tokenizer folder or hub id; null takes the backbone's.",
+        )
+        parser.add_argument(
+            "--data_folder", type=str, default="data", help="Data folder; configurations say ${data_folder}."
+        )
+        parser.add_argument(
+            "--setting",
+            type=Literal["def", "def+2pos"],
+            default="def",
+            help="What an instruction shows: the definition, or also two demonstrations.",
+        )
+        parser.add_argument(
+            "--corpora", type=list[str], default=[], help="Files or folders of plain text, for the stages that read it."
         )
         parser.link_arguments("run", "model.init_args.run")
         parser.link_arguments("backbone", "model.init_args.backbone")
@@ -107,6 +123,21 @@ class TagiCLI(LightningCLI):
         """Returns the number of steps between checkpoints: twenty a run, at most 2,500 apart (the paper's interval)."""
         steps = self.config.trainer.max_steps
         return max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
+
+
+def quiet() -> None:
+    """Drops what Lightning and Hugging Face say at every start that is of no use here; everything else stays."""
+    for pattern in (
+        ".*LightningCLI's args parameter is intended to run from within Python.*",
+        ".*does not have many workers which may be a bottleneck.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in str(record.msg))
+    transformers.utils.logging.disable_progress_bar()
 
 
 def stage_folder(config: Namespace) -> Path:

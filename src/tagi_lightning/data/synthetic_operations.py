@@ -47,23 +47,19 @@ class Operation:
 
 
 def _first(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [words[places[0]]] if len(places) > 1 else []
+    return [words[place] for place in places[:1]]
 
 
 def _last(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [words[places[-1]]] if len(places) > 1 else []
+    return [words[place] for place in places[-1:]]
 
 
 def _keep(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [words[place] for place in places] if len(places) > 1 else []
+    return [words[place] for place in places]
 
 
 def _reverse(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return _keep(words, places)[::-1]
-
-
-def _remove(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [word for place, word in enumerate(words) if place not in places] if places else []
+    return [words[place] for place in reversed(places)] if len(places) > 1 else []
 
 
 def _before(words: Sequence[str], places: Sequence[int]) -> list[str]:
@@ -74,17 +70,24 @@ def _after(words: Sequence[str], places: Sequence[int]) -> list[str]:
     return [words[places[0] + 1]] if len(places) == 1 and places[0] + 1 < len(words) else []
 
 
+def _only(words: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [words[places[0]]] if len(places) == 1 else []
+
+
 def _twice(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [words[places[0]]] * 2 if len(places) == 1 else []
+    return _only(words, places) * 2
 
 
-def _with_next(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    after = _after(words, places)
-    return [words[places[0]], *after] if after else []
+def _thrice(words: Sequence[str], places: Sequence[int]) -> list[str]:
+    return _only(words, places) * 3
 
 
-def _behind_start(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [words[0], words[places[0]]] if len(places) == 1 and places[0] > 0 else []
+def _opening(words: Sequence[str], places: Sequence[int]) -> list[str]:
+    return ["here", *_only(words, places)] if len(places) == 1 else []
+
+
+def _closing(words: Sequence[str], places: Sequence[int]) -> list[str]:
+    return [*_only(words, places), "done"] if len(places) == 1 else []
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -125,15 +128,6 @@ OPERATIONS: tuple[Operation, ...] = (
         _reverse,
     ),
     Operation(
-        "remove",
-        (
-            "write every word of the list that is no {subject}",
-            "leave out each {subject} and keep all other words",
-            "remove the {subject} words and answer with the others",
-        ),
-        _remove,
-    ),
-    Operation(
         "before",
         (
             "write the word right before the {subject}",
@@ -155,28 +149,37 @@ OPERATIONS: tuple[Operation, ...] = (
         "twice",
         (
             "write the {subject} of the list two times",
-            "answer with the {subject} and then the same {subject} again",
-            "find the {subject} and repeat it once",
+            "answer with two copies of the {subject}",
+            "find the {subject} and say it two times",
         ),
         _twice,
     ),
     Operation(
-        "pair",
+        "thrice",
         (
-            "write the {subject} and then the word right after it",
-            "answer with the {subject} and the word to its right",
-            "find the {subject} and add the word that follows",
+            "write the {subject} of the list three times",
+            "answer with three copies of the {subject}",
+            "find the {subject} and say it three times",
         ),
-        _with_next,
+        _thrice,
     ),
     Operation(
         "opening",
         (
-            "write the first word of the list and then the {subject}",
-            "answer with the word at the start and the {subject}",
-            "find the {subject} and put the first word before it",
+            "write the word here and then the {subject}",
+            "answer with here followed by the {subject}",
+            "find the {subject} and put here before it",
         ),
-        _behind_start,
+        _opening,
+    ),
+    Operation(
+        "closing",
+        (
+            "write the {subject} and then the word done",
+            "answer with the {subject} followed by done",
+            "find the {subject} and put done after it",
+        ),
+        _closing,
     ),
 )
 """The operations; each is a category of tasks."""
