@@ -64,8 +64,7 @@ def build_backbone(config: T5Config, name: str, seed: int = 0) -> T5Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ConditionedT5(config)
-        if not config.scale_decoder_outputs:
-            model.untie_output()
+        model.initialize_from_scratch()
     return T5Backbone(model, name)
 
 

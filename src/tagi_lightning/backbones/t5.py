@@ -156,15 +156,20 @@ class ConditionedT5(T5ForConditionalGeneration):
                 parent, _, name = path.rpartition(".")
                 setattr(self.get_submodule(parent), name, AdaptedAttention(module, path))
 
-    def untie_output(self) -> None:
-        """Gives a model built from scratch its own output layer at std 1/sqrt(d), as T5 v1.1 has.
+    @torch.no_grad()
+    def initialize_from_scratch(self) -> None:
+        """Mends what T5's own initialisation makes hard to train on a small budget.
 
-        The configuration class ties every T5; T5's default initialisation of an untied output starts at a loss
-        above 50.
+        An untied output layer gets weights of its own (the configuration class ties every T5) at std 1/sqrt(d): the
+        default std of 1 starts at a loss above 50. Relative position biases start at std 1 instead of 1/sqrt(d), so
+        that attention tells positions apart from the first step.
         """
-        self.lm_head.weight = nn.Parameter(torch.empty_like(self.lm_head.weight))
-        if self.lm_head.weight.device.type != "meta":
+        if not self.config.scale_decoder_outputs:
+            self.lm_head.weight = nn.Parameter(torch.empty_like(self.lm_head.weight))
             nn.init.normal_(self.lm_head.weight, std=self.config.d_model**-0.5)
+        for name, parameter in self.named_parameters():
+            if "relative_attention_bias" in name:
+                nn.init.normal_(parameter, std=1.0)
 
     def forward(
         self,

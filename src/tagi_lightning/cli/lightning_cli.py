@@ -38,6 +38,14 @@ class SaveRunConfig(SaveConfigCallback):
         (pl_module.folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
+class TagiArgumentParser(LightningArgumentParser):
+    """A parser whose errors say what is wrong without listing every option there is."""
+
+    def print_usage(self, file: Any = None) -> None:
+        """Prints one line."""
+        print(f"usage: {self.prog} --config FILE [--config FILE ...] --run RUN [--any.option VALUE ...]", file=file)
+
+
 class TagiCLI(LightningCLI):
     """LightningCLI with `--run`, `--backbone` and `--tokenizer` said once for model and data."""
 
@@ -54,6 +62,7 @@ class TagiCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_class=TagiArgumentParser,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": self.prog},
             run=False,
             args=args,

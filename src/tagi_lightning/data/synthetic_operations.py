@@ -83,11 +83,13 @@ def _thrice(words: Sequence[str], places: Sequence[int]) -> list[str]:
 
 
 def _opening(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return ["here", *_only(words, places)] if len(places) == 1 else []
+    only = _only(words, places)
+    return ["here", *only] if only else []
 
 
 def _closing(words: Sequence[str], places: Sequence[int]) -> list[str]:
-    return [*_only(words, places), "done"] if len(places) == 1 else []
+    only = _only(words, places)
+    return [*only, "done"] if only else []
 
 
 OPERATIONS: tuple[Operation, ...] = (
