@@ -139,11 +139,15 @@ def to_predictions(
             prediction=text.strip(),
             references=references,
         )
-        for id_, row, text, references in zip(batch.ids, batch.task_index.tolist(), texts, batch.references, strict=True)
+        for id_, row, text, references in zip(
+            batch.ids, batch.task_index.tolist(), texts, batch.references, strict=True
+        )
     ]
 
 
-def measure_flops(spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], bank: LoraBank | None = None) -> int:
+def measure_flops(
+    spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], bank: LoraBank | None = None
+) -> int:
     """Counts the operations of a system over `batches` with outputs of the references' length, by shapes alone.
 
     Attention runs in its plain form on tensors without storage, so that nothing is computed and everything is counted.

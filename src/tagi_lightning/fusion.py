@@ -80,7 +80,8 @@ class FusionLayer(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Returns keys and values of instruction states [T, I, d], each [T, H, I, inner / H]."""
@@ -104,9 +105,10 @@ class FusionLayer(nn.Module):
         attended = F.scaled_dot_product_attention(
             query, keys.to(query.dtype), values.to(query.dtype), attn_mask=mask.bool()[:, None, None, :]
         )
-        update = self.o(attended.transpose(1, 2).flatten(2)).to(hidden.dtype)
+        update: Tensor = self.o(attended.transpose(1, 2).flatten(2)).to(hidden.dtype)
         if self.gate is None:
-            return self.norm(hidden + update).to(hidden.dtype)
+            normed: Tensor = self.norm(hidden + update).to(hidden.dtype)
+            return normed
         return hidden + torch.tanh(self.gate).to(hidden.dtype) * update
 
 
@@ -126,6 +128,10 @@ class EncoderFusion(nn.Module):
         super().__init__()
         inner = config.width or inner
         self.layers = nn.ModuleList(FusionLayer(width, inner, heads, config.norm) for _ in range(blocks))
+
+    def gates(self) -> list[Tensor]:
+        """Returns g of each block, detached; empty with post-norm, which has none."""
+        return [torch.tanh(p.detach()).squeeze() for name, p in self.named_parameters() if name.endswith("gate")]
 
     def forward(self, states: Tensor, mask: Tensor) -> FusionStates:
         """Projects instruction states [T, I, d] to every block's keys and values, once a task."""

@@ -163,7 +163,7 @@ class Hypernetwork(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> LoraWeights:
         """Generates LoRA weights for T tasks from their instruction states [T, I, d] and mask [T, I]."""
-        pooled = self.pooling(states.float(), mask)
+        pooled = self.pooling(states.to(next(self.parameters()).dtype), mask)
         delta_a, delta_b = self.generator(pooled)
         a0 = self.groups.unstack({key: getattr(self, f"a0_{key}")[None] for key in self.groups.groups})
         return LoraWeights(

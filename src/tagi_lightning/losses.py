@@ -27,6 +27,10 @@ def token_mean(values: Tensor, labels: Tensor) -> Tensor:
     return (values * counted).sum(-1) / counted.sum(-1).clamp_min(1)
 
 
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns L_pred of each example [B]: cross entropy of c, as in eq. 3 and eq. 6.
 
@@ -34,7 +38,8 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: Student logits [B, O, V].
         labels: Targets with EOS, padded by `IGNORE_INDEX` [B, O].
     """
-    losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    scores = _at_least_float32(logits).transpose(1, 2)
+    losses = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="none")
     return token_mean(losses, labels)
 
 
@@ -47,8 +52,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperat
         labels: Targets with EOS, padded by `IGNORE_INDEX` [B, O].
         temperature: Softens both distributions; 1 in eq. 5.
     """
-    log_student = (student.float() / temperature).log_softmax(-1)
-    log_teacher = (teacher.float() / temperature).log_softmax(-1)
+    log_student = (_at_least_float32(student) / temperature).log_softmax(-1)
+    log_teacher = (_at_least_float32(teacher) / temperature).log_softmax(-1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
     return token_mean(divergence, labels) * temperature**2
 

@@ -55,6 +55,7 @@ class TagiModel(nn.Module):
             else None
         )
         self.fusion = EncoderFusion(config.fusion, **backbone.fusion_shape) if config.fusion.enabled else None
+        self._digest: tuple[list[tuple[int, int]], str] = ([], "")
 
     def encode_instructions(self, instruction: Tokens) -> InstructionStates:
         """Returns the frozen backbone's states over instructions [T, I]; no gradient flows into the backbone."""
@@ -127,12 +128,20 @@ class TagiModel(nn.Module):
 
     def digest(self) -> str:
         """Returns a SHA-256 of hypernetwork and fusion, which marks the caches they make."""
+        versions = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        if self._digest[0] == versions:
+            return self._digest[1]
         sha = hashlib.sha256()
         for name, tensor in sorted(self.trained_state().items()):
             sha.update(name.encode())
             sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        return sha.hexdigest()
+        self._digest = (versions, sha.hexdigest())
+        return self._digest[1]
 
     def _check_fresh(self, adapter: TaskAdapter) -> None:
         if isinstance(adapter, PreparedAdapter) and self.training:
             raise ValueError("a PreparedAdapter is a cache for inference; in training call adapt() instead")
+        if isinstance(adapter, PreparedAdapter) and adapter.model_digest != self.digest():
+            raise ValueError(
+                "this PreparedAdapter was made by other weights than the present ones; call prepare() again"
+            )

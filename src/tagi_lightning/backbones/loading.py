@@ -49,14 +49,8 @@ def t5_config(size: str, vocabulary_size: int = 32128) -> T5Config:
     """
     if size not in SIZES:
         raise BackboneError(f"unknown size {size!r}; choose from {', '.join(SIZES)}")
-    return T5Config(
-        vocab_size=vocabulary_size,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        **SIZES[size],
-    )
+    shape: dict[str, Any] = {"vocab_size": vocabulary_size, "decoder_start_token_id": 0, **SIZES[size]}
+    return T5Config(feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0, **shape)  # type: ignore[call-arg]
 
 
 def build_backbone(config: T5Config, name: str, seed: int = 0) -> T5Backbone:
@@ -112,7 +106,7 @@ def _load_pretrained(config: BackboneConfig) -> T5Backbone:
         model = ConditionedT5.from_pretrained(source, config=hf_config, dtype=getattr(torch, config.dtype))
     except OSError as error:
         raise BackboneError(
-            f"cannot load backbone {config.name!r}: {error}\nGive a hub id that is reachable or cached, a model folder, "
-            f"or a built-in size ({', '.join(SIZES)})."
+            f"cannot load backbone {config.name!r}: {error}\nGive a hub id that is reachable or cached, a model "
+            f"folder, or a built-in size ({', '.join(SIZES)})."
         ) from error
     return T5Backbone(model, config.name)

@@ -15,7 +15,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.t5.modeling_t5 import T5Attention, T5LayerSelfAttention, eager_attention_forward
+from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerSelfAttention, eager_attention_forward
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig
@@ -32,6 +32,8 @@ class AdaptedAttention(T5Attention):
     It takes over the weights of the attention it replaces, so names and checkpoints stay Hugging Face's.
     """
 
+    layer_idx: int
+
     def __init__(self, attention: T5Attention, path: str) -> None:
         """Replaces `attention`, found at module path `path`."""
         nn.Module.__init__(self)
@@ -46,7 +48,8 @@ class AdaptedAttention(T5Attention):
         output = adapted_linear(getattr(self, target), f"{self.path}.{target}", states, lora, task_index)
         if not heads:
             return output
-        return output.unflatten(-1, (self.n_heads, self.key_value_proj_dim)).transpose(1, 2)
+        heads_first: Tensor = output.unflatten(-1, (self.n_heads, self.key_value_proj_dim)).transpose(1, 2)
+        return heads_first
 
     def _keys_values(
         self,
@@ -60,7 +63,7 @@ class AdaptedAttention(T5Attention):
         layer_cache = cache
         if isinstance(cache, EncoderDecoderCache):
             if is_cross and cache.is_updated.get(self.layer_idx):
-                layer = cache.cross_attention_cache.layers[self.layer_idx]
+                layer: Any = cache.cross_attention_cache.layers[self.layer_idx]
                 return layer.keys, layer.values
             layer_cache = cache.cross_attention_cache if is_cross else cache.self_attention_cache
         keys = self._project("k", source, adapter, task_index)
@@ -125,7 +128,7 @@ class FusedSelfAttention(T5LayerSelfAttention):
         self.__dict__.update(layer.__dict__)
         self.block = block
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden_states: Tensor,
         adapter: TaskAdapter | None = None,
@@ -133,9 +136,8 @@ class FusedSelfAttention(T5LayerSelfAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Returns the fused hidden states F_l [B, S, d], the position bias and the attention weights."""
-        output, position_bias, weights = super().forward(
-            hidden_states, adapter=adapter, task_index=task_index, **kwargs
-        )
+        kwargs |= {"adapter": adapter, "task_index": task_index}
+        output, position_bias, weights = super().forward(hidden_states, **kwargs)
         if adapter is not None and adapter.fusion is not None:
             if task_index is None:
                 raise ValueError("an adapter with fusion needs task_index")
@@ -149,8 +151,11 @@ class ConditionedT5(T5ForConditionalGeneration):
     def __init__(self, config: T5Config) -> None:
         """Builds T5 from `config` and replaces its attention modules."""
         super().__init__(config)
-        for block, layer in enumerate(self.encoder.block):
-            layer.layer[0] = FusedSelfAttention(layer.layer[0], block)
+        for index, block in enumerate(self.encoder.block):
+            assert isinstance(block, T5Block)
+            attention = block.layer[0]
+            assert isinstance(attention, T5LayerSelfAttention)
+            block.layer[0] = FusedSelfAttention(attention, index)
         for path, module in list(self.named_modules()):
             if type(module) is T5Attention:
                 parent, _, name = path.rpartition(".")
@@ -193,7 +198,7 @@ class ConditionedT5(T5ForConditionalGeneration):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Keeps the conditioning among the inputs of every decoding step."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         return inputs | {"adapter": kwargs.get("adapter"), "task_index": kwargs.get("task_index")}
 
 
@@ -279,7 +284,7 @@ class T5Backbone(Backbone):
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
         """Returns generated ids without the start token [B, at most max_new_tokens], padded on the right."""
         memory, mask = self._memory(inputs, adapter, task_index)
-        ids = self.model.generate(
+        ids = self.model.generate(  # type: ignore[misc]
             encoder_outputs=BaseModelOutput(last_hidden_state=memory),
             attention_mask=mask,
             adapter=adapter,

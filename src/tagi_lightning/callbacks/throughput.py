@@ -31,7 +31,9 @@ class Throughput(L.Callback):
         self._waited = 0.0
         self._examples = self._tokens = self._positions = 0
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Counts the time since the last batch ended as waiting for the loader."""
         self._waited += time.perf_counter() - self._ended
 

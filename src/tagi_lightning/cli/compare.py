@@ -43,7 +43,11 @@ def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
         lines.append([titles[name], *cells, str(metrics["overall"]["n"])])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = [
-        "| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) + " |"
+        "| "
+        + " | ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
         for line in lines
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

@@ -6,4 +6,12 @@ from tagi_lightning.data.report import DataError
 from tagi_lightning.serialization import ModelFolderError
 from tagi_lightning.stages.base import MissingInputError
 
-TOLD_ERRORS = (BackboneError, DataError, MissingInputError, ModelFolderError, RunFolderError, ValueError, FileExistsError)
+TOLD_ERRORS = (
+    BackboneError,
+    DataError,
+    MissingInputError,
+    ModelFolderError,
+    RunFolderError,
+    ValueError,
+    FileExistsError,
+)

@@ -7,13 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, plain, stage_folder
 from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, read_run
 from tagi_lightning.stages.base import MODEL
+
 
 class FitCLI(TagiCLI):
     """Decides from the run folder whether to start, go on or skip before anything heavy is built."""
@@ -61,6 +64,16 @@ def facts_of(cli: FitCLI) -> dict[str, Any]:
     }
 
 
+def load_best(cli: FitCLI) -> None:
+    """Puts the weights of the best validation back, where there was one; without validation the last ones stay."""
+    for callback in cli.trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            checkpoint = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+            cli.model.on_load_checkpoint(checkpoint)
+            cli.model.load_state_dict(checkpoint["state_dict"], strict=False)
+            print(f"{cli.model.stage_name}: kept the best {callback.monitor}, {callback.best_model_score}", flush=True)
+
+
 def train(cli: FitCLI) -> int:
     """Runs the stage and leaves its model; returns the exit code."""
     stage, trainer = cli.model, cli.trainer
@@ -78,8 +91,10 @@ def train(cli: FitCLI) -> int:
         trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
         stopped = trainer.state.status == TrainerStatus.INTERRUPTED or trainer.received_sigterm
         status = "interrupted" if stopped else "finished"
-        if status == "finished" and trainer.is_global_zero:
-            stage.save(folder / MODEL)
+        if status == "finished":
+            load_best(cli)
+            if trainer.is_global_zero:
+                stage.save(folder / MODEL)
     finally:
         if record is not None:
             trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import data_modules  # noqa: F401  (makes its classes known by bare name)
 from tagi_lightning.backbones import SIZES, BackboneConfig
-from tagi_lightning.callbacks import LineProgress, SampleTable, Throughput
+from tagi_lightning.callbacks import HyperParameters, LineProgress, SampleTable, Throughput
+from tagi_lightning.cli.runs import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
 
@@ -114,13 +115,13 @@ class TagiCLI(LightningCLI):
         """Builds the trainer with this project's callbacks."""
         stage = stage_folder(self.config)
         fast = bool(self.config.trainer.fast_dev_run)
-        extra: list[L.Callback] = [] if fast else [LearningRateMonitor(), Throughput(), SampleTable()]
+        extra: list[L.Callback] = []
+        if not fast and self.config.trainer.logger is not False:
+            values = plain(self.config, self.parser)
+            named = dict(flatten({key: values.get(key) for key in ("model", "data", "backbone", "seed_everything")}))
+            extra += [LearningRateMonitor(), Throughput(), SampleTable(), HyperParameters(named)]
         if not fast and self.config.trainer.enable_checkpointing is not False:
-            extra.append(
-                ModelCheckpoint(
-                    stage / "checkpoints", save_last=True, save_on_exception=True, every_n_train_steps=self.save_every()
-                )
-            )
+            extra += self.checkpoints(stage / "checkpoints")
         if self.config.trainer.enable_progress_bar is None:
             extra.append(LineProgress.for_this_output())
         self.trainer_defaults["callbacks"] = extra
@@ -128,10 +129,19 @@ class TagiCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(stage, name="tensorboard", version="", default_hp_metric=False)
         return super().instantiate_trainer(**kwargs)
 
-    def save_every(self) -> int:
-        """Returns the number of steps between checkpoints: twenty a run, at most 2,500 apart (the paper's interval)."""
+    def checkpoints(self, folder: Path) -> list[L.Callback]:
+        """Returns what keeps the last state, to go on from, and the best one where tasks are held out to tell it.
+
+        The last state is saved twenty times a run, and at least every 2,500 steps (the paper's interval).
+        """
         steps = self.config.trainer.max_steps
-        return max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
+        every = max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
+        last = ModelCheckpoint(folder, save_last=True, save_on_exception=True, every_n_train_steps=every)
+        monitor = locate_stage(self.config).monitor
+        if monitor is None or self.config.data.init_args.get("val_split", "none") == "none":
+            return [last]
+        best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", save_top_k=1)
+        return [last, best]
 
 
 def quiet() -> None:
@@ -145,14 +155,23 @@ def quiet() -> None:
         ".*exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", pattern)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in str(record.msg))
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
     transformers.utils.logging.disable_progress_bar()
 
 
 def stage_folder(config: Namespace) -> Path:
     """Returns RUN/<stage> of a parsed configuration."""
+    return Path(config.run) / locate_stage(config).stage_name
+
+
+def locate_stage(config: Namespace) -> type[Stage]:
+    """Returns the stage's class that a parsed configuration names."""
     stage = pydoc.locate(config.model.class_path)
-    return Path(config.run) / str(stage.stage_name)  # type: ignore[union-attr]
+    assert isinstance(stage, type)
+    assert issubclass(stage, Stage)
+    return stage
 
 
 def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, run: str) -> str:

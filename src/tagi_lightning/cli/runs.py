@@ -18,8 +18,8 @@ CONFIG_FILE = "config.yaml"
 
 FREE_TRAINER_KEYS = frozenset(
     {
-        "accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks", "max_steps", "max_epochs", "min_steps",
-        "min_epochs", "max_time", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
+        "accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks", "max_steps", "max_epochs",
+        "min_steps", "min_epochs", "max_time", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
         "enable_model_summary", "profiler", "default_root_dir", "detect_anomaly", "barebones", "benchmark",
         "num_sanity_val_steps", "val_check_interval", "check_val_every_n_epoch", "limit_val_batches",
     }

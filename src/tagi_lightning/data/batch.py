@@ -50,9 +50,8 @@ class Tokens(_TensorFields):
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape or self.ids.dim() != 2:
-            raise ValueError(
-                f"Tokens needs ids and mask of one shape [N, L], got {tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
-            )
+            shapes = f"{tuple(self.ids.shape)} and {tuple(self.mask.shape)}"
+            raise ValueError(f"Tokens needs ids and mask of one shape [N, L], got {shapes}")
 
     @classmethod
     def pad(cls, rows: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1) -> Tokens:

@@ -44,7 +44,7 @@ class SyntheticConfig:
     """
 
     seed: int = 0
-    train_instances: int = 200
+    train_instances: int = 300
     test_instances: int = 100
     demonstrations: int = 2
     held_out: float = 0.25

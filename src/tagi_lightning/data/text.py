@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import Batch, EpochSampler, random_generator
+from tagi_lightning.data.token_cache import tokenizer_definition
 from tagi_lightning.data.tokenized import ExampleIndex
 
 LAYOUT_VERSION = 1
@@ -109,12 +110,6 @@ class TokenizedText:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
-
-
-def tokenizer_definition(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Returns all that decides how `tokenizer` cuts text, as JSON; not the padding and truncation of its last call."""
-    definition = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({key: value for key, value in definition.items() if key not in ("padding", "truncation")})
 
 
 def cache_key(files: Sequence[Path], tokenizer: PreTrainedTokenizerFast, unit: DocumentUnit) -> str:

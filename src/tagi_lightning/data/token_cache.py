@@ -50,6 +50,12 @@ _INSTANCE_FEATURES = Features(
 )
 
 
+def tokenizer_definition(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Returns all that decides how `tokenizer` cuts text, as JSON; not the padding and truncation of its last call."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({key: value for key, value in definition.items() if key not in ("padding", "truncation")})
+
+
 def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> str:
     """Returns the digest a token cache is kept under.
 
@@ -59,7 +65,7 @@ def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: P
         form: The prompt form.
     """
     digest = hashlib.sha256()
-    header = [LAYOUT_VERSION, form.VERSION, form.connection, form.cue, tokenizer.backend_tokenizer.to_str()]
+    header = [LAYOUT_VERSION, form.VERSION, form.connection, form.cue, tokenizer_definition(tokenizer)]
     digest.update(json.dumps(header).encode())
     for task in tasks:
         own = [task.name, task.category, task.definitions, [[d.input, d.output] for d in task.demonstrations]]

@@ -61,7 +61,7 @@ class Alignment(TagiStage):
         run: str = "runs/default",
         backbone: BackboneConfig = BackboneConfig(),  # noqa: B008  (frozen)
         tagi: TagiConfig = TagiConfig(),  # noqa: B008
-        alignment: AlignmentConfig = AlignmentConfig(scale=1e4),  # noqa: B008
+        alignment: AlignmentConfig = AlignmentConfig(scale=1e4),
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         teachers: str = "auto",
         init_from: str = "auto",

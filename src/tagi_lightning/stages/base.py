@@ -57,6 +57,8 @@ class Stage(L.LightningModule):
 
     stage_name: ClassVar[str]
     """Folder of the stage under RUN, and the make target that runs it."""
+    monitor: ClassVar[str | None] = None
+    """Validation score, the higher the better, whose best weights are kept where tasks are held out."""
 
     backbone: Backbone
 
@@ -140,7 +142,7 @@ class Stage(L.LightningModule):
             norm = torch.stack([g.detach().norm() for g in gradients if g is not None]).norm()
             self.log(f"train/grad_norm_{name}", norm, batch_size=batch_size)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns the trained weights and buffers alone, so that checkpoints leave the frozen backbone out."""
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         state: dict[str, Any] = super().state_dict(*args, **kwargs)

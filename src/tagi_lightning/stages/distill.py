@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,11 +11,11 @@ from torch import Tensor
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
-from tagi_lightning.losses import Lambda2, distillation_loss, lambda_ins, prediction_loss
 from tagi_lightning.lora import LoraWeights
+from tagi_lightning.losses import Lambda2, distillation_loss, lambda_ins, prediction_loss
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
-from tagi_lightning.stages.base import OptimizerConfig
+from tagi_lightning.stages.base import MODEL, OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
 
 
@@ -43,13 +44,14 @@ class Distillation(TagiStage):
 
     stage_name = "distill"
     previous = ("align", "pretrain")
+    monitor = "val/rougeL"
 
     def __init__(
         self,
         run: str = "runs/default",
         backbone: BackboneConfig = BackboneConfig(),  # noqa: B008  (frozen)
         tagi: TagiConfig = TagiConfig(),  # noqa: B008
-        loss: DistillationConfig = DistillationConfig(),  # noqa: B008
+        loss: DistillationConfig = DistillationConfig(),
         alignment: AlignmentConfig = AlignmentConfig(),  # noqa: B008
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008
@@ -117,6 +119,13 @@ class Distillation(TagiStage):
             self.log("train/lambda_ins", weight.detach().mean(), batch_size=len(batch))
             self.log("train/loss_ins_raw", per_task.detach().mean(), batch_size=len(batch))
         return terms
+
+    def save(self, folder: Path) -> None:
+        """Writes the model, and points RUN/model to it: the run's finished hypernetwork."""
+        super().save(folder)
+        link = self.run / MODEL
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.relative_to(self.run), target_is_directory=True)
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 6 over one batch."""

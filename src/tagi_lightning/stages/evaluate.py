@@ -9,14 +9,13 @@ from typing import Any
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation import SYSTEMS, SystemRunner, to_predictions
-from tagi_lightning.lora import LoraBank
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
+from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.predictions import Prediction
 from tagi_lightning.serialization import from_plain, load_bank, load_tagi, read_folder
-from tagi_lightning.fusion import FusionConfig
-from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.lora import LoraConfig
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
 
 
@@ -91,7 +90,7 @@ class Evaluation(Stage):
     def save(self, folder: Path) -> None:
         """Leaves nothing: an evaluation has no weights."""
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns nothing: an evaluation has no state."""
         return {}
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
@@ -99,9 +96,8 @@ class TagiStage(Stage):
                 for name, norm in norms.items():
                     self.log(f"adapter/{stack}/norm_{name}", norm, batch_size=batch_size)
         if self.model.fusion is not None:
-            gates = [layer.gate for layer in self.model.fusion.layers if layer.gate is not None]
-            for block, gate in enumerate(gates):
-                self.log(f"fusion/gate_{block}", torch.tanh(gate.detach()).squeeze(), batch_size=batch_size)
+            for block, gate in enumerate(self.model.fusion.gates()):
+                self.log(f"fusion/gate_{block}", gate, batch_size=batch_size)
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Logs the loss, and decodes answers for the scores where the batch carries references."""

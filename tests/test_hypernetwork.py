@@ -1,0 +1,145 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tagi_lightning.backbones import build_backbone
+from tagi_lightning.backbones.loading import t5_config
+from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig, PaperGenerator, Pooling, SharedGenerator
+from tagi_lightning.losses import alignment_loss
+from tagi_lightning.lora import LoraBank, LoraConfig, initial_a
+
+LORA = LoraConfig(rank=4)
+KINDS = [(generator, pooling) for generator in ("paper", "shared") for pooling in ("mean", "attention")]
+
+
+@pytest.fixture(scope="module")
+def states():
+    return torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def mask():
+    return (torch.arange(6) < torch.tensor([[6], [2], [4]])).long()
+
+
+def make(backbone, generator="shared", pooling="mean", moved=True, lora=LORA, **settings):
+    torch.manual_seed(0)
+    config = HypernetworkConfig(generator=generator, pooling=pooling, **settings)
+    hypernetwork = Hypernetwork(backbone.sites(lora), backbone.width, config, lora)
+    if moved:
+        with torch.no_grad():
+            for parameter in hypernetwork.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    return hypernetwork.eval()
+
+
+def test_mean_pooling_averages_tokens_and_ignores_padding(states, mask, distance):
+    pooled = Pooling(32, "mean")(states.masked_fill(mask[..., None] == 0, 1e6), mask)
+    expected = torch.stack([states[0].mean(0), states[1, :2].mean(0), states[2, :4].mean(0)])
+    assert distance(pooled, expected) < 1e-6
+
+
+def test_attention_pooling_starts_as_the_mean_and_ignores_padding(states, mask, distance):
+    pooling = Pooling(32, "attention")
+    assert distance(pooling(states, mask), Pooling(32, "mean")(states, mask)) < 1e-6
+    torch.nn.init.normal_(pooling.query)
+    weights = (states[1, :2] @ pooling.query / 32**0.5).softmax(0)
+    poisoned = states.masked_fill(mask[..., None] == 0, 1e3)
+    assert distance(pooling(poisoned, mask)[1], (weights[:, None] * states[1, :2]).sum(0)) < 1e-5
+
+
+@pytest.mark.parametrize("generator", ["paper", "shared"])
+@pytest.mark.parametrize("targets", [("q", "v"), ("k", "o"), ("q", "k", "v", "o"), ("o",)])
+def test_every_site_gets_factors_of_its_shape(any_backbone, states, mask, generator, targets):
+    lora = replace(LORA, targets=targets)
+    weights = make(any_backbone, generator, lora=lora)(states, mask)
+    sites = any_backbone.sites(lora)
+    assert list(weights.a) == [site.name for site in sites]
+    for site in sites:
+        assert weights.a[site.name].shape == (3, 4, site.in_features)
+        assert weights.b[site.name].shape == (3, site.out_features, 4)
+
+
+@pytest.mark.parametrize(("generator", "pooling"), KINDS)
+def test_a_fresh_generator_emits_the_banks_own_start(backbone, states, mask, generator, pooling):
+    weights = make(backbone, generator, pooling, moved=False)(states, mask)
+    taught = LoraBank(backbone.sites(LORA), LORA, ["one"])()
+    for site in backbone.sites(LORA):
+        assert torch.equal(weights.a[site.name], initial_a(site, LORA).expand(3, -1, -1))
+        assert torch.equal(weights.a[site.name][:1], taught.a[site.name])
+        assert weights.b[site.name].abs().max() == 0
+
+
+@pytest.mark.parametrize(("generator", "pooling"), KINDS)
+def test_an_adapter_depends_neither_on_its_batch_nor_on_padding(backbone, states, mask, generator, pooling, distance):
+    hypernetwork = make(backbone, generator, pooling)
+    together = hypernetwork(states.masked_fill(mask[..., None] == 0, 50.0), mask)
+    for task in range(3):
+        length = int(mask[task].sum())
+        alone = hypernetwork(states[task : task + 1, :length], mask[task : task + 1, :length])
+        for site in alone.a:
+            assert distance(together.a[site][task], alone.a[site][0]) < 1e-5
+            assert distance(together.b[site][task], alone.b[site][0]) < 1e-5
+
+
+@pytest.mark.parametrize("generator", ["paper", "shared"])
+def test_sites_of_one_shape_get_different_updates(backbone, states, mask, generator):
+    weights = make(backbone, generator)(states, mask)
+    sites = backbone.sites(LORA)
+    updates = [weights.b[site.name][0] for site in sites]
+    assert all(not torch.allclose(updates[0], other) for other in updates[1:])
+
+
+def test_a0_is_neither_saved_nor_trained(backbone):
+    hypernetwork = make(backbone)
+    assert not any(name.startswith("a0") for name in hypernetwork.state_dict())
+    assert not any(name.startswith("a0") for name, _ in hypernetwork.named_parameters())
+
+
+@pytest.mark.parametrize("generator", ["paper", "shared"])
+def test_dropout_acts_in_training_mode_only(backbone, states, mask, generator):
+    hypernetwork = make(backbone, generator, dropout=0.5)
+    site = backbone.sites(LORA)[0].name
+    assert torch.equal(hypernetwork(states, mask).b[site], hypernetwork(states, mask).b[site])
+    hypernetwork.train()
+    assert not torch.equal(hypernetwork(states, mask).b[site], hypernetwork(states, mask).b[site])
+
+
+@pytest.mark.parametrize(("size", "millions"), [("base", 113.2), ("xl", 604.0)])
+def test_eq_2_costs_what_the_design_says_where_the_shared_generator_stays_small(size, millions):
+    """113 M and 604 M are the output matrices of the 3 L networks; their biases and inputs add 3 %."""
+    lora = LoraConfig(rank=32)
+    with torch.device("meta"):
+        backbone = build_backbone(t5_config(size), size)
+        sites = backbone.sites(lora)
+        paper = PaperGenerator(sites, backbone.width, HypernetworkConfig(hidden=64), lora.rank)
+        shared = SharedGenerator(sites, backbone.width, HypernetworkConfig(hidden=64), lora.rank)
+    assert sum(mlp[-1].weight.numel() for mlp in paper.mlps) / 1e6 == pytest.approx(millions, rel=1e-3)
+    assert sum(p.numel() for p in paper.parameters()) / 1e6 == pytest.approx(millions, rel=0.05)
+    shared_millions = sum(p.numel() for p in shared.parameters()) / 1e6
+    assert shared_millions == pytest.approx({"base": 3.2, "xl": 8.8}[size], rel=0.02)
+
+
+@pytest.mark.parametrize("generator", ["paper", "shared"])
+def test_alignment_at_its_optimum_gives_the_teachers_updates(backbone, states, mask, generator):
+    """Three tasks, three random teachers that went as far from A_0 as training goes; eq. 4 alone for 600 steps."""
+    bank = LoraBank(backbone.sites(LORA), LORA, ["x", "y", "z"])
+    draw = torch.Generator().manual_seed(1)
+    for factor, size in [(factor, 0.02) for factor in bank.a.values()] + [(factor, 0.1) for factor in bank.b.values()]:
+        factor.data += size * torch.randn(factor.shape, generator=draw)
+    taught = bank().detach()
+    hypernetwork = make(backbone, generator, moved=False)
+    optimizer = torch.optim.Adam(hypernetwork.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=600)
+    for _ in range(600):
+        optimizer.zero_grad()
+        alignment_loss(hypernetwork(states, mask), taught, scale=1e4).mean().backward()
+        optimizer.step()
+        schedule.step()
+    generated = hypernetwork(states, mask).detach()
+    for site in taught.a:
+        cosine = torch.cosine_similarity(generated.delta(site).flatten(1), taught.delta(site).flatten(1))
+        assert cosine.min() > 0.999
+        length = generated.delta(site).flatten(1).norm(dim=1) / taught.delta(site).flatten(1).norm(dim=1)
+        assert torch.allclose(length, torch.ones(3), atol=0.01)
