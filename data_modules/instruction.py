@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -44,6 +45,10 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     batch_sampler: EpochSampler
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes a DataLoader's arguments; the random numbers of the model's dropout stay as they are."""
+        super().__init__(*args, generator=torch.Generator(), **kwargs)
 
     def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
         sampler = self.batch_sampler
@@ -127,7 +132,6 @@ class InstructionDataModule(L.LightningDataModule):
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
         beside = self.folder.parent if self.folder.is_file() else self.folder
         self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
-        self.evaluates: Literal["test", "wrong_instruction", "held_out"] = "test"
         if setting not in DEMONSTRATIONS:
             raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(DEMONSTRATIONS)}")
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from transformers import T5Config
+from transformers import T5Config, T5ForConditionalGeneration
 
 from tagi_lightning.backbones import build_backbone
 from tagi_lightning.data.batch import Tokens
@@ -95,14 +95,32 @@ def merge():
     return merge_lora
 
 
+def copy_to_transformers(backbone):
+    """Returns transformers' own T5 with the backbone's weights."""
+    model = T5ForConditionalGeneration(copy.deepcopy(backbone.model.config))
+    # the configuration class ties every T5; an output layer of its own makes room for untied weights
+    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    model.load_state_dict(backbone.model.state_dict())
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def plain_t5():
+    """The function `copy_to_transformers`."""
+    return copy_to_transformers
+
+
 def build_trained(backbone, config=None, seed=0):
-    """Returns a model whose trained weights are moved away from their start, as if it had been trained."""
+    """Returns a model whose trained weights are moved away from their start, as if it had been trained.
+
+    The move is large enough to change every answer, and small enough that float32 stays well-conditioned.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TagiModel(backbone, config or TagiConfig(lora=LoraConfig(rank=4)))
         with torch.no_grad():
             for parameter in model.trained_parameters().values():
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter += 0.02 * torch.randn_like(parameter)
     return model.eval()
 
 

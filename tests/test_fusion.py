@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -79,6 +81,11 @@ def test_keys_and_values_are_made_once_a_task_and_can_be_cut_off(states, mask):
     detached = fused.detach(torch.bfloat16)
     assert not detached.keys[0].requires_grad
     assert {tensor.dtype for tensor in (*detached.keys, *detached.values)} == {torch.bfloat16}
+
+
+def test_gates_are_reported_as_the_factors_they_are():
+    assert [gate.item() for gate in make(gate=0.7).gates()] == pytest.approx([math.tanh(0.7)] * BLOCKS)
+    assert make("post").gates() == []
 
 
 def test_bfloat16_hidden_states_stay_bfloat16(states, mask):

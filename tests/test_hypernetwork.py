@@ -6,8 +6,8 @@ import torch
 from tagi_lightning.backbones import build_backbone
 from tagi_lightning.backbones.loading import t5_config
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig, PaperGenerator, Pooling, SharedGenerator
-from tagi_lightning.losses import alignment_loss
 from tagi_lightning.lora import LoraBank, LoraConfig, initial_a
+from tagi_lightning.losses import alignment_loss
 
 LORA = LoraConfig(rank=4)
 KINDS = [(generator, pooling) for generator in ("paper", "shared") for pooling in ("mean", "attention")]
@@ -130,7 +130,7 @@ def test_alignment_at_its_optimum_gives_the_teachers_updates(backbone, states, m
         factor.data += size * torch.randn(factor.shape, generator=draw)
     taught = bank().detach()
     hypernetwork = make(backbone, generator, moved=False)
-    optimizer = torch.optim.Adam(hypernetwork.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(hypernetwork.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=600)
     for _ in range(600):
         optimizer.zero_grad()

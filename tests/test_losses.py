@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tagi_lightning.data.batch import IGNORE_INDEX, pad_labels
+from tagi_lightning.lora import LoraConfig, LoraWeights
 from tagi_lightning.losses import (
     alignment_loss,
     distillation_loss,
@@ -13,7 +14,6 @@ from tagi_lightning.losses import (
     token_mean,
     update_norms,
 )
-from tagi_lightning.lora import LoraConfig, LoraWeights
 
 LABELS = pad_labels([[5, 9, 1], [7, 1], [3, 4, 6, 8, 1]])
 VOCABULARY = 11
@@ -82,7 +82,9 @@ def test_kl_is_positive_and_moves_the_student_towards_the_teacher_when_they_diff
     assert (nearer < losses).all()
 
 
-@pytest.mark.parametrize("loss", [lambda s, t: prediction_loss(s, LABELS), lambda s, t: distillation_loss(s, t, LABELS)])
+@pytest.mark.parametrize(
+    "loss", [lambda s, t: prediction_loss(s, LABELS), lambda s, t: distillation_loss(s, t, LABELS)]
+)
 def test_padding_of_the_targets_changes_neither_loss_nor_gradient(loss):
     padding = (LABELS == IGNORE_INDEX)[..., None]
     student = logits(0).requires_grad_()

@@ -1,18 +1,16 @@
 """Equations 1 to 6 of the paper, each against a computation of its own in a few lines."""
 
-import copy
 import math
 
 import pytest
 import torch
-from transformers import T5ForConditionalGeneration
 
 from tagi_lightning.backbones import BackboneConfig
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from tagi_lightning.losses import alignment_loss, distillation_loss, prediction_loss
 from tagi_lightning.lora import LoraBank, LoraConfig
+from tagi_lightning.losses import alignment_loss, distillation_loss, prediction_loss
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.stages.align import AlignmentConfig
 from tagi_lightning.stages.distill import Distillation, DistillationConfig
@@ -70,17 +68,6 @@ def test_equation_2_generator(backbone, distance):
         assert distance(weights.b[site.name][0], b) < 1e-5
 
 
-def plain_t5(backbone, weights=None, task=0):
-    """Returns transformers' own T5 with the backbone's weights, the update of `task` added in."""
-    state = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    for site in weights.a if weights is not None else ():
-        state[f"{site}.weight"] += weights.delta(site)[task].detach()
-    model = T5ForConditionalGeneration(copy.deepcopy(backbone.model.config))
-    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def text_batch(tokens):
     """Returns instructions a, inputs b, targets c, padded, and the rows of b and c without padding."""
     a, b, c = tokens(INSTRUCTIONS), tokens(INPUTS), tokens(TARGETS, seed=1)
@@ -88,7 +75,7 @@ def text_batch(tokens):
     return a, b, c.ids.masked_fill(c.mask == 0, IGNORE_INDEX), rows
 
 
-def test_equation_3_pretraining(backbone, trained, tokens):
+def test_equation_3_pretraining(backbone, trained, tokens, merge, plain_t5):
     """-log P(c | b; LLM + Hypernet(a)): merged weights, one example at a time, by transformers' own loss."""
     config = TagiConfig(LORA, fusion=FusionConfig(enabled=False), decoder_memory=False)
     model = trained(backbone, config)
@@ -96,7 +83,7 @@ def test_equation_3_pretraining(backbone, trained, tokens):
     adapter = model.adapt(a)
     found = prediction_loss(model(b, labels, adapter, TASK_INDEX), labels)
     for n, (source, target) in enumerate(rows):
-        merged = plain_t5(backbone, adapter.lora, int(TASK_INDEX[n]))
+        merged = plain_t5(merge(backbone, adapter.lora, int(TASK_INDEX[n])))
         assert found[n].item() == pytest.approx(merged(input_ids=source, labels=target).loss.item(), rel=1e-5)
 
 
@@ -105,7 +92,8 @@ def test_equation_4_alignment(backbone, lora):
     generated, taught = lora(backbone, 2, seed=0), lora(backbone, 2, seed=1)
     for task in range(2):
         numbers = [
-            torch.cat([factor[task].flatten() for factor in (*w.a.values(), *w.b.values())]) for w in (generated, taught)
+            torch.cat([factor[task].flatten() for factor in (*w.a.values(), *w.b.values())])
+            for w in (generated, taught)
         ]
         expected = torch.nn.functional.mse_loss(*numbers).item()
         assert alignment_loss(generated, taught)[task].item() == pytest.approx(expected, rel=1e-5)
@@ -119,7 +107,7 @@ def naive_kl(teacher, student, length):
     return total / length
 
 
-def test_equation_5_distillation(backbone, trained, tokens, lora):
+def test_equation_5_distillation(backbone, trained, tokens, lora, merge, plain_t5):
     """KL(P(. | a; b) of LLM + Delta_i || P(. | b) of the student), over the tokens of c."""
     model, taught = trained(backbone), lora(backbone, 3)
     a, b, labels, rows = text_batch(tokens)
@@ -128,13 +116,13 @@ def test_equation_5_distillation(backbone, trained, tokens, lora):
     for n, (source, target) in enumerate(rows):
         task = int(TASK_INDEX[n])
         prompt = torch.cat([a.ids[task : task + 1, : INSTRUCTIONS[task]], source], dim=1)
-        teacher[n, : TARGETS[n]] = plain_t5(backbone, taught, task)(input_ids=prompt, labels=target).logits[0]
+        teacher[n, : TARGETS[n]] = plain_t5(merge(backbone, taught, task))(input_ids=prompt, labels=target).logits[0]
     found = distillation_loss(student, teacher, labels)
     for n in range(len(rows)):
         assert found[n].item() == pytest.approx(naive_kl(teacher[n], student[n], TARGETS[n]), rel=1e-5)
 
 
-def test_equation_6_finetuning(backbone, trained, tokens):
+def test_equation_6_finetuning(backbone, trained, tokens, merge, plain_t5):
     """L_pred + lambda_1 L_kl + sigmoid(L_ins) L_ins, each a mean over examples, as the stage adds them up."""
     model = trained(backbone)
     a, b, labels, rows = text_batch(tokens)
@@ -158,13 +146,15 @@ def test_equation_6_finetuning(backbone, trained, tokens):
         task, length = int(TASK_INDEX[n]), TARGETS[n]
         category, one = int(categories[task]), student[n, :length]
         read = torch.cat([a.ids[task : task + 1, : INSTRUCTIONS[task]], source], dim=1)
-        teacher = plain_t5(backbone, bank(), category)(input_ids=read, labels=target).logits[0]
+        teacher = plain_t5(merge(backbone, bank(), category))(input_ids=read, labels=target).logits[0]
         pred = torch.nn.functional.cross_entropy(one, target[0]).item()
         taught = bank()
         squared = [
             ((generated[task] - right[category]) ** 2).flatten()
             for generated, right in zip(
-                (*adapter.lora.a.values(), *adapter.lora.b.values()), (*taught.a.values(), *taught.b.values()), strict=True
+                (*adapter.lora.a.values(), *adapter.lora.b.values()),
+                (*taught.a.values(), *taught.b.values()),
+                strict=True,
             )
         ]
         ins = 50.0 * torch.cat(squared).mean().item()

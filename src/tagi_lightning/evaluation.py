@@ -94,7 +94,7 @@ class SystemRunner:
             if self.bank is None:
                 raise ValueError("this system needs the teachers")
             return inputs, TaskAdapter(lora=self.bank()), batch.category[batch.task_index]
-        if self.spec.adapter == "generated" and batch.tasks != self._tasks:
+        if self.spec.adapter == "generated" and (not batch.tasks or batch.tasks != self._tasks):
             self._adapter = self.adapt(batch.instruction)
             self._tasks = batch.tasks
         return inputs, self._adapter, batch.task_index

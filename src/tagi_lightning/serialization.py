@@ -50,16 +50,17 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
-    config = {**config, "weights_sha256": _sha256(temporary / WEIGHTS)}
+    config = {**config, "sha256": _sha256(temporary / WEIGHTS, config)}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     temporary.rename(folder)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _sha256(weights: Path, config: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    with weights.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: sha).hexdigest()
 
 
 def read_folder(folder: Path, kind: str, make: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -83,8 +84,8 @@ def read_folder(folder: Path, kind: str, make: str) -> tuple[dict[str, Tensor], 
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind", "something else") if isinstance(config, dict) else "something else"
         raise ModelFolderError(f"{folder} holds {found}, expected {kind}; make it: {make}")
-    if config.get("weights_sha256") != _sha256(folder / WEIGHTS):
-        raise ModelFolderError(f"{folder} is damaged: {WEIGHTS} is not what was saved; make it again: {make}")
+    if config.pop("sha256", None) != _sha256(folder / WEIGHTS, config):
+        raise ModelFolderError(f"{folder} is damaged: its files are not what was saved; make it again: {make}")
     return tensors, config
 
 

@@ -35,14 +35,6 @@ def labels(tokens):
     return targets.ids.masked_fill(targets.mask == 0, IGNORE_INDEX)
 
 
-def plain_t5(backbone):
-    """Returns transformers' own T5 with the backbone's weights."""
-    model = T5ForConditionalGeneration(copy.deepcopy(backbone.model.config))
-    model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
-    model.load_state_dict(backbone.model.state_dict())
-    return model.eval()
-
-
 def row(inputs, number):
     """Returns one example alone, without padding."""
     return inputs.map(lambda tensor: tensor[number : number + 1, : LENGTHS[number]])
@@ -50,7 +42,7 @@ def row(inputs, number):
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_without_adapter_it_is_transformers_t5_bit_for_bit(any_backbone, inputs, labels, attention):
+def test_without_adapter_it_is_transformers_t5_bit_for_bit(any_backbone, inputs, labels, attention, plain_t5):
     backbone, plain = copy.deepcopy(any_backbone), plain_t5(any_backbone)
     for model in (backbone.model, plain):
         model.set_attn_implementation(attention)
@@ -62,7 +54,7 @@ def test_without_adapter_it_is_transformers_t5_bit_for_bit(any_backbone, inputs,
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_without_adapter_it_generates_what_transformers_t5_does(any_backbone, inputs, beams):
+def test_without_adapter_it_generates_what_transformers_t5_does(any_backbone, inputs, beams, plain_t5):
     config = GenerationConfig(max_new_tokens=8, num_beams=beams)
     expected = plain_t5(any_backbone).generate(inputs.ids, attention_mask=inputs.mask, **config.to_kwargs())
     assert torch.equal(any_backbone.generate(inputs, NOTHING, TASK_INDEX, config), expected[:, 1:])
@@ -83,7 +75,7 @@ def test_lora_equals_merged_weights_for_every_task_of_a_mixed_batch(
     together = any_backbone(inputs, labels, TaskAdapter(lora=weights), TASK_INDEX)
     plain = any_backbone(inputs, labels, NOTHING, TASK_INDEX)
     for task in range(3):
-        rows = TASK_INDEX == task
+        rows = task == TASK_INDEX
         merged = merge(any_backbone, weights, task)(
             inputs.map(lambda tensor, rows=rows: tensor[rows]), labels[rows], NOTHING, None
         )
@@ -94,7 +86,7 @@ def test_lora_equals_merged_weights_for_every_task_of_a_mixed_batch(
 
 @torch.no_grad()
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o")])
-def test_lora_equals_pefts(any_backbone, inputs, labels, targets, lora, distance):
+def test_lora_equals_pefts(any_backbone, inputs, labels, targets, lora, distance, plain_t5):
     config = LoraConfig(rank=4, targets=targets, alpha=6)
     weights = lora(any_backbone, 2, config)
     theirs = get_peft_model(plain_t5(any_backbone), PeftLoraConfig(r=4, lora_alpha=6, target_modules=list(targets)))
@@ -111,7 +103,7 @@ def test_lora_equals_pefts(any_backbone, inputs, labels, targets, lora, distance
 
 
 @torch.no_grad()
-def test_the_decoder_reads_instruction_then_input(any_backbone, inputs, labels, tokens, distance):
+def test_the_decoder_reads_instruction_then_input(any_backbone, inputs, labels, tokens, distance, plain_t5):
     """Memory alone is transformers' T5 given [I ; enc(b)] as its encoder's output, example by example."""
     instructions = tokens([5, 9, 3])
     memory = InstructionStates(any_backbone.encode(instructions), instructions.mask)

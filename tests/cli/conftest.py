@@ -1,7 +1,9 @@
 import pytest
+import torch
 from commands import STAGES, command, tagi, write_task_set
 
 STEPS = 3
+torch.set_num_threads(1)  # a tiny model gains nothing from more, and loses much where cores are busy
 
 
 @pytest.fixture(scope="session")

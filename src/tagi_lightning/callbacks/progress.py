@@ -44,23 +44,46 @@ class LineProgress(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._start, self._first_step, self._last = time.monotonic(), trainer.global_step, time.monotonic()
+        self._begin(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Prints a line where the last one is old enough."""
+        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        loss = self.get_metrics(trainer, pl_module).get("train/loss")
+        shown = f", loss {float(loss):.4g}" if isinstance(loss, (int, float, str)) else ""
+        self._line(getattr(pl_module, "stage_name", "training"), "step", trainer.global_step, total, shown)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        self._begin(0)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Prints a line where the last one is old enough."""
+        self._line(
+            getattr(pl_module, "system", "test"),
+            "batch",
+            batch_idx + 1,
+            int(sum(trainer.num_test_batches)),
+        )
+
+    def _begin(self, done: int) -> None:
+        self._start, self._first, self._last = time.monotonic(), done, time.monotonic()
+
+    def _line(self, name: str, unit: str, done: int, total: int, shown: str = "") -> None:
         now = time.monotonic()
         if not self._enabled or now - self._last < INTERVAL:
             return
         self._last = now
-        done, total = trainer.global_step, trainer.max_steps
-        if total <= 0:
-            total = int(trainer.estimated_stepping_batches)
-        speed = (done - self._first_step) / (now - self._start)
+        speed = (done - self._first) / (now - self._start)
         left = describe_seconds((total - done) / speed) if speed else "?"
-        metrics = self.get_metrics(trainer, pl_module)
-        loss = metrics.get("train/loss")
-        shown = f", loss {float(loss):.4g}" if isinstance(loss, (int, float, str)) else ""
-        name = getattr(pl_module, "stage_name", "training")
-        print(f"{name}: step {done}/{total}, {speed:.1f} steps/s, {left} left{shown}", file=sys.stderr, flush=True)
+        print(f"{name}: {unit} {done}/{total}, {speed:.1f}/s, {left} left{shown}", file=sys.stderr, flush=True)

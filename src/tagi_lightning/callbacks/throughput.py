@@ -21,15 +21,26 @@ def token_rows(batch: TaskBatch | TextBatch) -> list[Tokens]:
 class Throughput(L.Callback):
     """Logs examples and tokens per second, the loader's share of the step time and the padding share."""
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
-        self._ended = time.perf_counter()
         self._reset()
 
     def _reset(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._ended = time.perf_counter()
         self._waited = 0.0
-        self._examples = self._tokens = self._positions = 0
+        self._batches = self._examples = self._tokens = self._positions = 0
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops the clock."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock again, as if validation had taken no time."""
+        if trainer.sanity_checking:
+            return
+        pause = time.perf_counter() - self._paused
+        self._since += pause
+        self._ended += pause
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -41,12 +52,13 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Counts the batch, and logs at the trainer's interval."""
+        self._batches += 1
         self._examples += len(batch.labels)
         for rows in token_rows(batch):
             self._tokens += int(rows.mask.sum())
             self._positions += rows.mask.numel()
         self._ended = time.perf_counter()
-        if (batch_idx + 1) % max(trainer.log_every_n_steps, 1) == 0:  # type: ignore[attr-defined]
+        if self._batches >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
             seconds = self._ended - self._since
             figures = {
                 "perf/examples_per_s": self._examples / seconds,

@@ -6,12 +6,14 @@ import sys
 from typing import Any
 
 import yaml
+from torch.utils.data import DataLoader
 
 from tagi_lightning.cli.compare import comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, plain
 from tagi_lightning.cli.runs import environment
-from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, measure_flops
+from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.flops import token_formula
 from tagi_lightning.heuristics import copy_demonstration, copy_input
 from tagi_lightning.metrics import aggregate
@@ -53,9 +55,14 @@ class Evaluator:
         self.data = cli.datamodule
         self.folder = self.stage.folder
         self._flops: dict[str, int] = {}
+        # loaders differ between systems, and Lightning keeps a data module's first one
+        self.data.trainer = cli.trainer
+        cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
 
     def run(self) -> None:
         """Evaluates every system that has no result yet, and prints the table of all of them."""
+        self.data.prepare_data()
+        self.data.setup("test")
         for name in self.stage.systems:
             target = self.folder / name
             if (target / METRICS).is_file() and not self.cli.config.overwrite:
@@ -71,9 +78,18 @@ class Evaluator:
             write_metrics(target / METRICS, metrics | environment(), overwrite=True)
         print(comparison_table(read_evaluations(self.folder.parent)))
 
+    def loader(self, spec: SystemSpec) -> DataLoader[TaskBatch]:
+        """Returns the batches that a system reads."""
+        loaders = {
+            "test": self.data.test_dataloader,
+            "wrong_instruction": self.data.wrong_instruction_dataloader,
+            "held_out": self.data.held_out_dataloader,
+        }
+        loader: DataLoader[TaskBatch] = loaders[spec.data]()
+        return loader
+
     def heuristic(self, name: str) -> tuple[list[Prediction], dict[str, Any]]:
         """Returns the rows of a system without a model."""
-        self.data.prepare_data()
         tasks = self.data.splits.test
         return (copy_input if name == "copy_input" else copy_demonstration)(tasks), {}
 
@@ -81,8 +97,7 @@ class Evaluator:
         """Returns the rows of a system that runs the model, with its cost."""
         stage, spec = self.stage, SYSTEMS[name]
         stage.system = name
-        self.data.evaluates = spec.data
-        self.cli.trainer.test(stage, datamodule=self.data, verbose=False, weights_only=True)
+        self.cli.trainer.test(stage, dataloaders=self.loader(spec), verbose=False, weights_only=True)
         facts: dict[str, Any] = {
             "seconds": round(stage.seconds, 3),
             "backbone": stage.backbone.name,
@@ -102,15 +117,14 @@ class Evaluator:
         """Returns the operations of a system over its whole data, with outputs of the references' length."""
         if name not in self._flops:
             spec = SYSTEMS[name]
-            self.data.evaluates = spec.data
-            self._flops[name] = measure_flops(spec, self.stage.model, self.data.test_dataloader(), self.stage.bank)
+            self._flops[name] = measure_flops(spec, self.stage.model, self.loader(spec), self.stage.bank)
         return self._flops[name]
 
     def formula(self) -> float:
         """Returns the paper's token-count formula on this data's own mean lengths."""
         instruction = inputs = examples = tasks = 0
         seen: set[str] = set()
-        for batch in self.data.test_dataloader():
+        for batch in self.loader(SYSTEMS["tagi"]):
             inputs += int(batch.input.mask.sum())
             examples += len(batch)
             for row, task in enumerate(batch.tasks):

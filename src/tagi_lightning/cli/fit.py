@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.trainer.states import TrainerStatus
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, plain, stage_folder
@@ -89,12 +88,12 @@ def train(cli: FitCLI) -> int:
     status = "failed"
     try:
         trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
-        stopped = trainer.state.status == TrainerStatus.INTERRUPTED or trainer.received_sigterm
-        status = "interrupted" if stopped else "finished"
-        if status == "finished":
-            load_best(cli)
-            if trainer.is_global_zero:
-                stage.save(folder / MODEL)
+        load_best(cli)
+        if trainer.is_global_zero:
+            stage.save(folder / MODEL)
+        status = "finished"
+    except SystemExit:  # what Lightning makes of control-C and SIGTERM
+        status = "interrupted"
     finally:
         if record is not None:
             trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
@@ -102,10 +101,9 @@ def train(cli: FitCLI) -> int:
             metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
             counts = {"trained_parameters": trained, "frozen_parameters": frozen}
             record.finish(status, {"global_step": trainer.global_step, **counts, "metrics": metrics})
-    if trainer.received_sigterm:
-        return 128 + signal.SIGTERM
     if status == "interrupted":
-        return 128 + signal.SIGINT
+        print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
+        return 128 + (signal.SIGTERM if trainer.received_sigterm else signal.SIGINT)
     print(f"{name}: finished after {trainer.global_step} steps; model in {folder / MODEL}", flush=True)
     return 0
 

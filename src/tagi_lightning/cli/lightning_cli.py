@@ -144,6 +144,19 @@ class TagiCLI(LightningCLI):
         return [last, best]
 
 
+class Without(logging.Filter):
+    """Drops log records that contain a text."""
+
+    def __init__(self, text: str) -> None:
+        """Takes the text."""
+        super().__init__()
+        self.text = text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether `record` stays."""
+        return self.text not in str(record.msg)
+
+
 def quiet() -> None:
     """Drops what Lightning and Hugging Face say at every start that is of no use here; everything else stays."""
     for pattern in (
@@ -153,11 +166,15 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*module.s. in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", pattern)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in str(record.msg)
-    )
+    # T5's configuration class calls every T5 tied; the weights say otherwise and are loaded as they are
+    for logger, text in (
+        ("lightning.pytorch.utilities.rank_zero", "litlogger"),
+        ("transformers.modeling_utils", "we will NOT tie them"),
+    ):
+        logging.getLogger(logger).addFilter(Without(text))
     transformers.utils.logging.disable_progress_bar()
 
 
