@@ -1,23 +1,31 @@
 """The commands that the Makefile composes, run in this process, on a task set made in a moment."""
 
 import contextlib
+import json
 import os
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tagi_lightning.cli import main
 from tagi_lightning.data.synthetic import SyntheticConfig, write_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
+STEPS = 3
 SYNTHETIC = {"train_instances": 6, "test_instances": 2, "documents_per_task": 1}
+
+torch.set_num_threads(1)  # a tiny model gains nothing from more threads, and loses much where cores are busy
 
 
 def make(*words, check=True):
-    """Runs make as a user would from the project's folder, whatever make called these tests."""
+    """Runs make from the project's folder as a user would, whatever make called these tests."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return subprocess.run(
         ["make", "--no-print-directory", *words], cwd=ROOT, env=kept, capture_output=True, text=True, check=check
@@ -49,5 +57,44 @@ def command(stage, run, data, *options, **variables):
     """Returns the arguments with which make runs one stage on a task set of `write_task_set`."""
     overlay = {"pretrain": [], "pretrain-backbone": [f"--config={data.with_name('backbone.yaml')}"]}
     extra = overlay.get(stage, [f"--config={data.with_name('tasks.yaml')}"])
-    [arguments] = tagi_commands(stage, RUN=run, DATA=data, SIZE="tiny", **variables)
+    [arguments] = tagi_commands(stage, RUN=run, DATA=data, **variables)
     return [*arguments, *extra, *options]
+
+
+def copy_stages(chain, run, *stages):
+    """Gives a new run the results of some stages of another."""
+    for stage in stages:
+        shutil.copytree(chain / stage, run / stage)
+
+
+def weights(run, stage):
+    """Returns the tensors of a stage's model."""
+    return load_file(run / stage / "model" / "model.safetensors")
+
+
+def same_tensors(left, right):
+    """Whether two dictionaries hold the same tensors, bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def record_of(run, stage):
+    """Returns a stage's run.json."""
+    return json.loads((run / stage / "run.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def task_set(tmp_path_factory):
+    """A synthetic task set of a few instances; not to be changed."""
+    folder = tmp_path_factory.mktemp("tasks") / "data"
+    write_task_set(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chain(task_set, tmp_path_factory):
+    """The run folder of the whole chain, a few steps a stage; not to be changed."""
+    run = tmp_path_factory.mktemp("chain") / "run"
+    for stage in STAGES:
+        options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1"]
+        assert tagi(command(stage, run, task_set, *options)) == 0
+    return run

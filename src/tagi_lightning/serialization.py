@@ -52,9 +52,12 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[st
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS)
     config = {**config, "sha256": _sha256(temporary / WEIGHTS, config)}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # a crash between the two renames leaves the old folder, under its other name
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sha256(weights: Path, config: Mapping[str, Any]) -> str:
@@ -128,7 +131,11 @@ def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> t
     """
     tensors, config = read_folder(folder, "tagi", make)
     check_backbone(folder, config, backbone)
-    model = TagiModel(backbone, from_plain(TagiConfig, config["tagi"]))
+    try:
+        tagi = from_plain(TagiConfig, config["tagi"])
+    except ValueError as error:
+        raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
+    model = TagiModel(backbone, tagi)
     load_tagi_weights(model, tensors, str(folder))
     return model, tuple(config["stages"])
 

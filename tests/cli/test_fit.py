@@ -1,32 +1,16 @@
-import json
-import shutil
+import contextlib
+import os
+import signal
 from functools import partial
 
 import pytest
 import torch
 import yaml
-from commands import STAGES, command, tagi
+from commands import ROOT, STAGES, STEPS, command, copy_stages, record_of, same_tensors, tagi, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
-from safetensors.torch import load_file
 
 from tagi_lightning.cli import lightning_cli
 from tagi_lightning.stages.base import Stage
-
-STEPS = 3
-
-
-def start_from(chain, run, *stages):
-    """Gives a new run the results of some stages of the chain."""
-    for stage in stages:
-        shutil.copytree(chain / stage, run / stage)
-
-
-def weights(run, stage):
-    return load_file(run / stage / "model" / "model.safetensors")
-
-
-def equal(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -34,17 +18,21 @@ def test_a_stage_leaves_configuration_record_checkpoints_model_and_curves(chain,
     folder = chain / stage
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "run.json", "checkpoints", "model", "tensorboard"}
     assert (folder / "checkpoints" / "last.ckpt").is_file()
-    assert (folder / "model" / "config.json").is_file()
-    assert (folder / "model" / "model.safetensors").is_file()
-    assert [path.name[:9] for path in (folder / "tensorboard").glob("events*")] == ["events.ou"]
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (folder / "model").iterdir()}
+    assert list((folder / "tensorboard").glob("events.out*"))
     config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert config["trainer"]["max_steps"] == STEPS
     assert config["seed_everything"] == 0
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    record = record_of(chain, stage)
     assert {"stage": stage, "status": "finished", "global_step": STEPS, "seed": 0, "starts": 1}.items() <= record.items()
     assert record["versions"]["torch"] == torch.__version__
-    assert len(record["commit"]) == 40
     assert record["trained_parameters"] > 0
+    assert (record["frozen_parameters"] > 0) == (stage != "pretrain-backbone")
+
+
+def test_the_record_names_the_commit_where_there_is_one(chain):
+    assert record_of(chain, "teachers")["commit"] is None or len(record_of(chain, "teachers")["commit"]) == 40
+    assert (record_of(chain, "teachers")["commit"] is not None) == (ROOT / ".git").exists()
 
 
 def test_a_finished_stage_is_one_line_and_nothing_is_written(chain, task_set, capsys):
@@ -59,12 +47,26 @@ def test_the_saved_configuration_alone_names_the_same_run(chain, capsys):
     assert "already finished" in capsys.readouterr().out
 
 
+def test_a_trial_of_one_batch_writes_nothing(chain, task_set, tmp_path):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    assert tagi(command("teachers", tmp_path / "run", task_set, "--trainer.fast_dev_run=true")) == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["pretrain-backbone"]
+
+
 class Stop(Exception):
     pass
 
 
 def stop():
     raise Stop
+
+
+def press_control_c():
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def interrupt(patch, at_step, how):
@@ -83,18 +85,13 @@ def save_checkpoints(every, *args, **options):
     return ModelCheckpoint(*args, **(options | {"every_n_train_steps": every}))
 
 
-def record_of(run, stage):
-    return json.loads((run / stage / "run.json").read_text(encoding="utf-8"))
-
-
 DROPOUT = "--model.init_args.tagi.hypernetwork.dropout=0.2"
-FEW = "--data.init_args.tasks_per_batch=24"
 RESUMED_STEPS = 9
 SEVERAL_EPOCHS = {
     "pretrain-backbone": ["--data.init_args.tasks.init_args.tasks_per_batch=90"],
-    "teachers": [FEW, "--model.init_args.lora.dropout=0.2"],
+    "teachers": ["--data.init_args.tasks_per_batch=45", "--model.init_args.lora.dropout=0.2"],
     "pretrain": [DROPOUT],
-    "align": [FEW, DROPOUT],
+    "align": ["--data.init_args.tasks_per_batch=24", DROPOUT],
     "distill": ["--data.init_args.tasks_per_batch=45", "--model.init_args.tagi.lora.dropout=0.2"],
 }
 """Options under which nine steps pass through several epochs and draw random numbers where they can."""
@@ -108,7 +105,7 @@ def whole_run(chain, task_set, tmp_path_factory):
     def whole(stage):
         if stage not in runs:
             runs[stage] = tmp_path_factory.mktemp("whole") / "run"
-            start_from(chain, runs[stage], *STAGES[: STAGES.index(stage)])
+            copy_stages(chain, runs[stage], *STAGES[: STAGES.index(stage)])
             options = [*SEVERAL_EPOCHS[stage], f"--trainer.max_steps={RESUMED_STEPS}"]
             assert tagi(command(stage, runs[stage], task_set, *options)) == 0
         return runs[stage]
@@ -116,15 +113,15 @@ def whole_run(chain, task_set, tmp_path_factory):
     return whole
 
 
-@pytest.mark.parametrize("every", [1, 100])
 @pytest.mark.parametrize(
-    ("stage", "at_step"), [*((stage, 5) for stage in STAGES), *(("align", step) for step in (1, 3, 4, 7, 8))]
+    ("stage", "at_step", "every"),
+    [*((stage, 5, 100) for stage in STAGES), ("align", 1, 1), ("align", 4, 1), ("align", 4, 100), ("align", 7, 1)],
 )
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     chain, whole_run, task_set, tmp_path, monkeypatch, capsys, stage, at_step, every
 ):
     whole, run = whole_run(stage), tmp_path / "run"
-    start_from(chain, run, *STAGES[: STAGES.index(stage)])
+    copy_stages(chain, run, *STAGES[: STAGES.index(stage)])
     arguments = command(stage, run, task_set, *SEVERAL_EPOCHS[stage], f"--trainer.max_steps={RESUMED_STEPS}")
     with monkeypatch.context() as patch:
         patch.setattr(lightning_cli, "ModelCheckpoint", partial(save_checkpoints, every))
@@ -137,4 +134,119 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert tagi(arguments) == 0
     assert f"{stage}: going on from {run / stage / 'checkpoints' / 'last.ckpt'}" in capsys.readouterr().out
     assert record_of(run, stage).items() >= {"status": "finished", "global_step": RESUMED_STEPS, "starts": 2}.items()
-    assert equal(weights(run, stage), weights(whole, stage))
+    assert same_tensors(weights(run, stage), weights(whole, stage))
+
+
+@pytest.mark.parametrize(("how", "code", "steps"), [(press_control_c, 130, 2), (terminate, 143, 3)])
+def test_an_interrupted_stage_says_so_exits_as_a_shell_expects_and_goes_on(
+    chain, whole_run, task_set, tmp_path, monkeypatch, capsys, how, code, steps
+):
+    run = tmp_path / "run"
+    copy_stages(chain, run, *STAGES[:3])
+    arguments = command("align", run, task_set, *SEVERAL_EPOCHS["align"], f"--trainer.max_steps={RESUMED_STEPS}")
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGINT, handler)
+        interrupt(patch, 2, how)
+        assert tagi(arguments) == code
+    assert f"align: interrupted after {steps} steps; the same command goes on" in capsys.readouterr().out
+    assert record_of(run, "align").items() >= {"status": "interrupted", "global_step": steps}.items()
+    assert not (run / "align" / "model").exists()
+    assert tagi(arguments) == 0
+    assert same_tensors(weights(run, "align"), weights(whole_run("align"), "align"))
+
+
+def test_more_steps_go_on_from_a_finished_stage(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path / "run", *STAGES[:3])
+    assert tagi(command("pretrain", tmp_path / "run", task_set, f"--trainer.max_steps={STEPS + 1}")) == 0
+    assert "going on from" in capsys.readouterr().out
+    assert record_of(tmp_path / "run", "pretrain")["global_step"] == STEPS + 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--model.init_args.optimizer.lr=0.5",
+        "--model.init_args.lora.rank=4",
+        "--trainer.accumulate_grad_batches=2",
+        "--seed_everything=1",
+        "--setting=def+2pos",
+    ],
+)
+def test_another_configuration_in_the_same_folder_is_an_error_that_names_it(chain, task_set, capsys, option):
+    files = {path: path.stat().st_mtime_ns for path in (chain / "teachers").rglob("*")}
+    assert tagi(command("teachers", chain, task_set, f"--trainer.max_steps={STEPS}", option)) == 1
+    told = capsys.readouterr().err
+    name, value = option[2:].split("=")
+    assert f"{chain / 'teachers'} was made with another configuration" in told
+    assert name in told
+    assert f"{value} now" in told.replace("'", "")
+    assert "another RUN" in told
+    assert {path: path.stat().st_mtime_ns for path in (chain / "teachers").rglob("*")} == files
+
+
+def test_where_and_how_long_a_stage_runs_may_change(chain, task_set, capsys):
+    options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=7", "--trainer.enable_model_summary=false"]
+    assert tagi(command("teachers", chain, task_set, *options)) == 0
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_an_error(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    (tmp_path / "run" / "pretrain-backbone" / "run.json").write_text("{", encoding="utf-8")
+    assert tagi(command("pretrain-backbone", tmp_path / "run", task_set)) == 1
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "there", "told"),
+    [
+        ("teachers", (), "make pretrain-backbone"),
+        ("pretrain", (), "make pretrain-backbone"),
+        ("align", ("pretrain-backbone",), "make pretrain"),
+        ("align", ("pretrain-backbone", "pretrain"), "make teachers"),
+        ("distill", ("pretrain-backbone",), "make pretrain"),
+        ("distill", ("pretrain-backbone", "pretrain"), "make teachers"),
+        ("evaluate", ("pretrain-backbone",), "make distill"),
+    ],
+)
+def test_a_missing_input_names_the_command_that_makes_it(chain, task_set, tmp_path, capsys, stage, there, told):
+    copy_stages(chain, tmp_path / "run", *there)
+    assert tagi(command(stage, tmp_path / "run", task_set)) == 1
+    message = capsys.readouterr().err
+    assert told in message
+    assert "Traceback" not in message
+
+
+def test_a_missing_data_folder_names_the_command_that_makes_it(chain, tmp_path, task_set, capsys):
+    arguments = command("teachers", tmp_path / "run", task_set, TASKSET="sni", SIZE="tiny", TOKENIZER=task_set / "tokenizer")
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    arguments = [*arguments[:-1], "--data_folder", tmp_path / "absent"]
+    assert tagi(arguments) == 1
+    message = capsys.readouterr().err
+    assert str(tmp_path / "absent") in message
+    assert "make data TASKSET=sni" in message
+
+
+def test_a_missing_tokenizer_says_how_to_give_one(tmp_path, capsys):
+    arguments = command("pretrain-backbone", tmp_path / "run", tmp_path, TASKSET="sni", SIZE="tiny")
+    with pytest.raises(SystemExit) as error:
+        tagi(arguments[:-1])
+    assert error.value.code == 2
+    assert "TOKENIZER=" in capsys.readouterr().err
+
+
+def test_missing_inputs_are_done_without_by_a_switch_alone(chain, task_set, tmp_path):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    options = ["--model.init_args.init_from=none", "--model.init_args.teachers=none", "--trainer.fast_dev_run=true"]
+    assert tagi(command("distill", tmp_path / "run", task_set, *options)) == 0
+
+
+@pytest.mark.parametrize("option", ["--trainer.max_step=3", "--model.init_args.lora.rnk=4", "--data.init_args.x=1", "--lr=1"])
+def test_an_unknown_option_is_short_and_exits_with_2(chain, task_set, capsys, option):
+    with pytest.raises(SystemExit) as error:
+        tagi(command("teachers", chain, task_set, option))
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert option.split("=")[0].rpartition(".")[2].strip("-") in message
+    assert len(message) < 2000

@@ -112,9 +112,13 @@ class Backbone(nn.Module, ABC):
         self.requires_grad_(False)
 
     def digest(self) -> str:
-        """Returns a SHA-256 over names, shapes and values of all weights, independent of device and storage dtype."""
+        """Returns a SHA-256 over names, shapes and values of all weights, the same on any device.
+
+        Values are rounded to bfloat16, so that a copy stored in bfloat16 counts as the same backbone.
+        """
         sha = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name}{tuple(tensor.shape)}".encode())
-            sha.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+            rounded = tensor.detach().to("cpu", torch.bfloat16).contiguous()
+            sha.update(rounded.view(torch.int16).numpy().data)
         return sha.hexdigest()

@@ -75,6 +75,8 @@ class Distillation(TagiStage):
         self.loss_config = loss
         self.alignment = alignment
         self.teachers = teachers
+        if not self.aligns:  # nothing of an ablation of alignment has passed through align
+            self.previous = ("pretrain",)
 
     @property
     def aligns(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
@@ -27,7 +26,7 @@ class TagiStage(Stage):
     `none` fresh weights, anything else a model folder. It is never an interrupted run's checkpoint.
     """
 
-    previous: ClassVar[tuple[str, ...]] = ()
+    previous: tuple[str, ...] = ()
     """Stages that `init_from=auto` may start from, latest first; the last one is required."""
 
     model: TagiModel

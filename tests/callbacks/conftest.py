@@ -1,0 +1,3 @@
+from commands import chain, task_set
+
+__all__ = ["chain", "task_set"]

@@ -1,0 +1,66 @@
+import subprocess
+import sys
+import time
+
+import pytest
+from commands import ROOT
+
+from tagi_lightning import __version__
+from tagi_lightning.cli import VERBS, main
+
+LIGHT = """
+import sys
+from tagi_lightning.cli import main
+code = main(sys.argv[1:])
+heavy = {"torch", "lightning", "transformers", "jsonargparse"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_import_nothing_heavy(option):
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, option], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - start < 5  # a second where the machine is not busy
+
+
+def test_help_names_every_verb(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in VERBS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"tagi {__version__}\n"
+
+
+def test_no_verb_shows_the_help_and_an_unknown_one_what_there_is(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: tagi VERB")
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == f"tagi: unknown verb 'train'; choose from {', '.join(VERBS)}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([verb, "--help"])
+    assert done.value.code == 0
+    assert f"tagi {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_command_runs_as_a_program(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tagi_lightning.cli", "compare", "--run", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"tagi compare: nothing was evaluated in {tmp_path}; run: make evaluate RUN={tmp_path}\n"
