@@ -11,6 +11,7 @@ VERBS = {
     "fit": "train one stage: tagi fit --config stage.yaml --config data.yaml --run RUN",
     "evaluate": "decode the test tasks with one or more systems and score them",
     "score": "score a predictions file without a model",
+    "vocabulary": "train a T5 tokenizer on plain text, for a backbone from scratch",
     "data": "make the synthetic task set or fetch Super-NaturalInstructions",
     "compare": "print one table of the systems evaluated in a run",
 }
@@ -21,7 +22,7 @@ EXIT_USAGE = 2
 
 def usage() -> str:
     """Returns the text of `tagi --help`."""
-    verbs = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
     return (
         "usage: tagi VERB [options]\n\nTask adapters generated from instructions.\n\n"
         f"verbs:\n{verbs}\n\n`tagi VERB --help` explains a verb; `make help` lists the ready-made chains."

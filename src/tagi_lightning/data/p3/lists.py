@@ -1,0 +1,87 @@
+"""T0's lists: 36 training sets with 290 templates, 11 test tasks with 116, and the paper's subsets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from tagi_lightning.data.report import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class P3Dataset:
+    """A data set of T0's lists.
+
+    Attributes:
+        name: P3's name of it, the category of its tasks.
+        template_folder: Folder of its templates.yaml among promptsource's.
+        row_folders: Names that the folder of its rows may have.
+        templates: Names of the templates T0 uses.
+    """
+
+    name: str
+    template_folder: str
+    row_folders: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+def path_safe(name: str) -> str:
+    """Returns a template's name as it stands in P3's configuration names and in names of tasks."""
+    return re.sub(r"[^\w.]+", "_", name)
+
+
+@cache
+def _document() -> dict[str, Any]:
+    text = resources.files("tagi_lightning.data.p3").joinpath("lists.yaml").read_text(encoding="utf-8")
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
+
+
+@cache
+def _datasets(part: str) -> tuple[P3Dataset, ...]:
+    return tuple(
+        P3Dataset(name, entry["templates"], (name, *entry.get("rows", ())), tuple(entry["names"]))
+        for name, entry in _document()[part].items()
+    )
+
+
+def subset_sizes() -> tuple[int, ...]:
+    """Returns the sizes of the paper's subsets of training sets."""
+    return tuple(_document()["subsets"])
+
+
+def train_datasets(subset: int | Sequence[str] | None = None) -> tuple[P3Dataset, ...]:
+    """Returns training sets in the paper's order.
+
+    Args:
+        subset: 5, 10, 20 or 36 for the first so many (paper 6.2), or names; None takes all.
+
+    Raises:
+        DataError: If the paper has no such subset or there is no data set of a name.
+    """
+    datasets = _datasets("train")
+    if subset is None:
+        return datasets
+    if isinstance(subset, int):
+        if subset not in subset_sizes():
+            allowed = ", ".join(map(str, subset_sizes()))
+            raise DataError(f"no subset of {subset} P3 training sets, allowed: {allowed}, or names of data sets")
+        return datasets[:subset]
+    names = [dataset.name for dataset in datasets]
+    if unknown := [name for name in subset if name not in names]:
+        raise DataError(f"unknown P3 training sets: {', '.join(unknown)} (allowed: {', '.join(names)})")
+    return tuple(dataset for dataset in datasets if dataset.name in subset)
+
+
+def test_datasets() -> tuple[P3Dataset, ...]:
+    """Returns the eleven test tasks, MTest11."""
+    return _datasets("test")
+
+
+test_datasets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name says

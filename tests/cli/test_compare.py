@@ -1,0 +1,36 @@
+import json
+
+from tagi_lightning.cli.compare import comparison_table, main, read_evaluations
+
+
+def write(run, system, **values):
+    folder = run / "evaluate" / system
+    folder.mkdir(parents=True)
+    overall = {"n": 3, "rougeL": 12.345, "exact_match": 100.0}
+    (folder / "metrics.json").write_text(json.dumps({"overall": overall, **values}), encoding="utf-8")
+
+
+def test_systems_stand_in_one_order_with_what_they_have(tmp_path, capsys):
+    write(tmp_path, "tagi", relative_flops=0.5, seconds=2.0)
+    write(tmp_path, "copy_input")
+    (tmp_path / "evaluate" / "something_else").mkdir()
+    assert main(["--run", str(tmp_path)]) == 0
+    _, rule, heuristic, tagi = capsys.readouterr().out.splitlines()
+    assert set(rule) == {"|", "-"}
+    assert [cell.strip() for cell in heuristic.split("|")[1:-1]] == ["copy the input", "100.00", "12.35", *"---", "3"]
+    assert [cell.strip() for cell in tagi.split("|")[1:-1]] == ["TAGI", "100.00", "12.35", "0.50", "-", "2.00", "3"]
+
+
+def test_columns_are_aligned(tmp_path):
+    for system in ("tagi", "copy_input", "teachers"):
+        write(tmp_path, system)
+    lines = comparison_table(read_evaluations(tmp_path)).splitlines()
+    bars = [[place for place, character in enumerate(line) if character == "|"] for line in lines]
+    assert all(places == bars[0] for places in bars)
+
+
+def test_nothing_evaluated_names_the_command(tmp_path, capsys):
+    assert main(["--run", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"make evaluate RUN={tmp_path}" in told.err

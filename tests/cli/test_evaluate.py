@@ -1,0 +1,135 @@
+import json
+
+import pytest
+import torch
+from commands import command, copy_stages, tagi
+
+from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+
+ALL = [*HEURISTICS, *SYSTEMS]
+FACTS = {"system", "seed", "python", "versions", "commit"}
+
+
+def systems(*names):
+    return f"--model.init_args.systems=[{','.join(names)}]"
+
+
+@pytest.fixture(scope="module")
+def evaluated(chain, task_set, tmp_path_factory):
+    """A run with every system evaluated, and what that printed."""
+    run = tmp_path_factory.mktemp("evaluated") / "run"
+    copy_stages(chain, run, "pretrain-backbone", "teachers", "distill")
+    # four of the six instances of a training task are left for the teachers
+    arguments = command("evaluate", run, task_set, systems(*ALL), "--data.init_args.max_train_instances=2")
+    assert tagi(arguments) == 0
+    return run, arguments
+
+
+def metrics(run, system):
+    return json.loads((run / "evaluate" / system / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("system", ALL)
+def test_a_system_leaves_predictions_whose_score_is_its_metrics(evaluated, system, capsys):
+    folder = evaluated[0] / "evaluate" / system
+    assert {path.name for path in folder.iterdir()} == {"predictions.jsonl", "metrics.json", "config.yaml"}
+    assert tagi(["score", "--predictions", folder / "predictions.jsonl"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    written = metrics(evaluated[0], system)
+    assert scored.items() <= written.items()
+    assert {"overall", "by_task", "by_category"} <= scored.keys()
+    assert FACTS <= written.keys()
+    assert written["system"] == system
+    assert scored["overall"]["n"] == len((folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+
+
+def test_every_test_instance_is_answered_once_by_every_system(evaluated, task_set):
+    names = (task_set / "splits/default/test_tasks.txt").read_text(encoding="utf-8").split()
+    expected = {(name, f"{name}-{row}") for name in names for row in range(2)}
+    for system in ("no_instruction", "wrong_instruction", "concatenated", "tagi", *HEURISTICS):
+        lines = (evaluated[0] / "evaluate" / system / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert {(row["task"], row["id"]) for row in rows} == expected
+        assert len(rows) == len(expected)
+
+
+def test_teachers_are_scored_on_instances_of_training_tasks_that_training_left_out(evaluated, task_set):
+    lines = (evaluated[0] / "evaluate/teachers/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    training = (task_set / "splits/default/train_tasks.txt").read_text(encoding="utf-8").split()
+    assert {row["task"] for row in rows} == set(training)
+    assert len(rows) == 4 * len(training)
+
+
+def test_the_wrong_instruction_is_another_tasks(evaluated):
+    def instructions(system):
+        lines = (evaluated[0] / "evaluate" / system / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        return {row["task"]: row["instruction_sha256"] for row in map(json.loads, lines)}
+
+    right, wrong = instructions("tagi"), instructions("wrong_instruction")
+    assert all(wrong[task] != right[task] for task in right)
+    assert set(wrong.values()) == set(right.values())
+
+
+def test_cost_is_relative_to_the_concatenated_backbone_and_weights_are_named(evaluated):
+    run = evaluated[0]
+    assert metrics(run, "concatenated")["relative_flops"] == 1.0
+    assert metrics(run, "teachers_backbone")["relative_flops"] == 1.0
+    assert 0 < metrics(run, "no_instruction")["relative_flops"] < 1
+    assert metrics(run, "tagi")["relative_flops"] == metrics(run, "wrong_instruction")["relative_flops"]
+    assert metrics(run, "tagi")["relative_flops_formula"] > 0
+    assert metrics(run, "tagi")["weights"] == str(run / "distill" / "model")
+    assert "weights" not in metrics(run, "concatenated")
+    digests = {metrics(run, system)["backbone_digest"] for system in SYSTEMS}
+    assert len(digests) == 1
+
+
+def test_results_are_kept_unless_asked(evaluated, capsys):
+    run, arguments = evaluated
+    files = {path: path.stat().st_mtime_ns for path in (run / "evaluate").rglob("*.json*")}
+    assert tagi([*arguments, systems("tagi", "copy_input")]) == 0
+    assert "tagi is already in" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (run / "evaluate").rglob("*.json*")} == files
+    before = metrics(run, "tagi")["overall"]
+    assert tagi([*arguments, systems("tagi"), "--overwrite=true"]) == 0
+    assert metrics(run, "tagi")["overall"] == before
+    assert files[run / "evaluate/tagi/metrics.json"] != (run / "evaluate/tagi/metrics.json").stat().st_mtime_ns
+
+
+def test_the_table_names_every_system_with_its_scores(evaluated, capsys):
+    assert tagi(["compare", "--run", evaluated[0]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(ALL)
+    assert len({len(line) for line in lines}) == 1
+    [row] = [line for line in lines if line.startswith("| TAGI  ")]
+    assert f"{metrics(evaluated[0], 'tagi')['overall']['rougeL']:.2f}" in row
+
+
+def test_an_unknown_system_is_an_error_that_lists_the_known(chain, task_set, capsys):
+    assert tagi(command("evaluate", chain, task_set, systems("tagi", "oracle"))) == 1
+    message = capsys.readouterr().err
+    assert "unknown systems oracle" in message
+    assert all(name in message for name in ALL)
+    assert not (chain / "evaluate").exists()
+
+
+def test_weights_of_another_backbone_are_refused(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = command("pretrain-backbone", run, task_set, "--seed_everything=5", "--trainer.max_steps=1")
+    assert tagi(arguments) == 0
+    weights = f"--model.init_args.weights={chain / 'distill' / 'model'}"
+    assert tagi(command("evaluate", run, task_set, systems("tagi"), weights)) == 1
+    assert "was trained on backbone" in capsys.readouterr().err
+
+
+def test_answers_do_not_depend_on_the_number_of_examples_in_a_batch(chain, task_set, tmp_path):
+    texts = []
+    for size in (1, 100):
+        run = tmp_path / str(size)
+        copy_stages(chain, run, "pretrain-backbone", "distill")
+        options = [systems("tagi"), f"--data.init_args.eval_batch_size={size}", "--model.init_args.flops=false"]
+        assert tagi(command("evaluate", run, task_set, *options)) == 0
+        lines = (run / "evaluate/tagi/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        texts.append({row["id"]: row["prediction"] for row in map(json.loads, lines)})
+    assert texts[0] == texts[1]
+    assert torch.is_grad_enabled()

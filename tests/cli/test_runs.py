@@ -1,0 +1,75 @@
+import json
+import subprocess
+
+import pytest
+
+from tagi_lightning.cli.runs import (
+    FREE_TRAINER_KEYS,
+    RunFolderError,
+    RunRecord,
+    differences,
+    environment,
+    git_state,
+    read_run,
+    write_json,
+)
+
+CONFIG = {"run": "a", "seed_everything": 0, "model": {"init_args": {"lr": 1.0, "sites": ["q", "v"]}}, "trainer": {}}
+
+
+def test_equal_configurations_do_not_differ():
+    assert differences(CONFIG, json.loads(json.dumps(CONFIG))) == []
+
+
+def test_every_option_that_changes_training_is_named_with_both_values():
+    other = {"run": "b", "seed_everything": 1, "model": {"init_args": {"lr": 2.0, "sites": ["q"]}}, "trainer": {}}
+    assert differences(CONFIG, other) == [
+        "model.init_args.lr: 1.0 there, 2.0 now",
+        "model.init_args.sites: ['q', 'v'] there, ['q'] now",
+        "seed_everything: 0 there, 1 now",
+    ]
+    assert differences({}, {"data": {"x": 1}}) == ["data.x: None there, 1 now"]
+
+
+@pytest.mark.parametrize("key", sorted(FREE_TRAINER_KEYS))
+def test_free_trainer_options_may_differ(key):
+    assert differences({"trainer": {key: 1}}, {"trainer": {key: 2}}) == []
+
+
+@pytest.mark.parametrize("key", ["precision", "accumulate_grad_batches", "gradient_clip_val"])
+def test_other_trainer_options_may_not(key):
+    assert differences({"trainer": {key: 1}}, {"trainer": {key: 2}}) == [f"trainer.{key}: 1 there, 2 now"]
+
+
+def test_a_record_counts_starts_and_adds_up_seconds(tmp_path):
+    RunRecord(tmp_path, {"stage": "align"}).finish("failed", {"global_step": 3})
+    values = read_run(tmp_path)
+    assert values.items() >= {"status": "failed", "stage": "align", "starts": 1, "global_step": 3}.items()
+    write_json(tmp_path / "run.json", values | {"seconds": 100.0})
+    record = RunRecord(tmp_path, {"stage": "align"})
+    assert read_run(tmp_path)["status"] == "running"
+    record.finish("finished", {})
+    assert read_run(tmp_path)["starts"] == 2
+    assert read_run(tmp_path)["seconds"] >= 100.0
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_no_record_is_empty_and_a_damaged_one_an_error(tmp_path):
+    assert read_run(tmp_path) == {}
+    (tmp_path / "run.json").write_text('{"status": ', encoding="utf-8")
+    with pytest.raises(RunFolderError, match=r"run\.json is damaged"):
+        read_run(tmp_path)
+
+
+def test_the_environment_names_versions_and_the_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert git_state() == {"commit": None, "dirty": None}
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
+    assert git_state()["dirty"] is False
+    (tmp_path / "new").touch()
+    found = environment()
+    assert len(found["commit"]) == 40
+    assert found["dirty"] is True
+    assert found["versions"]["torch"] != "not installed"
