@@ -1,6 +1,7 @@
 """The commands that the Makefile composes, run in this process, on a task set made in a moment."""
 
 import contextlib
+import functools
 import json
 import os
 import shlex
@@ -82,19 +83,31 @@ def record_of(run, stage):
     return json.loads((run / stage / "run.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="session")
-def task_set(tmp_path_factory):
-    """A synthetic task set of a few instances; not to be changed."""
+@functools.cache
+def build_task_set(tmp_path_factory):
+    """Writes the session's task set, once; returns its folder."""
     folder = tmp_path_factory.mktemp("tasks") / "data"
     write_task_set(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def chain(task_set, tmp_path_factory):
-    """The run folder of the whole chain, a few steps a stage; not to be changed."""
+@functools.cache
+def build_chain(tmp_path_factory):
+    """Runs the session's chain, once; returns its run folder."""
     run = tmp_path_factory.mktemp("chain") / "run"
     for stage in STAGES:
         options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1"]
-        assert tagi(command(stage, run, task_set, *options)) == 0
+        assert tagi(command(stage, run, build_task_set(tmp_path_factory), *options)) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def task_set(tmp_path_factory):
+    """A synthetic task set of a few instances; not to be changed."""
+    return build_task_set(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """The run folder of the whole chain, a few steps a stage; not to be changed."""
+    return build_chain(tmp_path_factory)

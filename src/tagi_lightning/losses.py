@@ -31,6 +31,21 @@ def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def sequence_log_likelihood(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each sequence's log-likelihood summed over its tokens [N], and its number of tokens [N].
+
+    Args:
+        logits: Teacher-forced logits [N, O, V].
+        labels: Sequences with EOS, padded by `IGNORE_INDEX` [N, O].
+    """
+    return -_token_losses(logits, labels).sum(-1), (labels != IGNORE_INDEX).sum(-1)
+
+
+def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    scores = _at_least_float32(logits).transpose(1, 2)
+    return F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="none")
+
+
 def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns L_pred of each example [B]: cross entropy of c, as in eq. 3 and eq. 6.
 
@@ -38,9 +53,7 @@ def prediction_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: Student logits [B, O, V].
         labels: Targets with EOS, padded by `IGNORE_INDEX` [B, O].
     """
-    scores = _at_least_float32(logits).transpose(1, 2)
-    losses = F.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="none")
-    return token_mean(losses, labels)
+    return token_mean(_token_losses(logits, labels), labels)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

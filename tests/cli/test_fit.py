@@ -16,7 +16,13 @@ from tagi_lightning.stages.base import Stage
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_leaves_configuration_record_checkpoints_model_and_curves(chain, stage):
     folder = chain / stage
-    assert {path.name for path in folder.iterdir()} == {"config.yaml", "run.json", "checkpoints", "model", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "run.json",
+        "checkpoints",
+        "model",
+        "tensorboard",
+    }
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert {"config.json", "model.safetensors"} <= {path.name for path in (folder / "model").iterdir()}
     assert list((folder / "tensorboard").glob("events.out*"))
@@ -24,7 +30,13 @@ def test_a_stage_leaves_configuration_record_checkpoints_model_and_curves(chain,
     assert config["trainer"]["max_steps"] == STEPS
     assert config["seed_everything"] == 0
     record = record_of(chain, stage)
-    assert {"stage": stage, "status": "finished", "global_step": STEPS, "seed": 0, "starts": 1}.items() <= record.items()
+    assert {
+        "stage": stage,
+        "status": "finished",
+        "global_step": STEPS,
+        "seed": 0,
+        "starts": 1,
+    }.items() <= record.items()
     assert record["versions"]["torch"] == torch.__version__
     assert record["trained_parameters"] > 0
     assert (record["frozen_parameters"] > 0) == (stage != "pretrain-backbone")
@@ -219,7 +231,9 @@ def test_a_missing_input_names_the_command_that_makes_it(chain, task_set, tmp_pa
 
 
 def test_a_missing_data_folder_names_the_command_that_makes_it(chain, tmp_path, task_set, capsys):
-    arguments = command("teachers", tmp_path / "run", task_set, TASKSET="sni", SIZE="tiny", TOKENIZER=task_set / "tokenizer")
+    arguments = command(
+        "teachers", tmp_path / "run", task_set, TASKSET="sni", SIZE="tiny", TOKENIZER=task_set / "tokenizer"
+    )
     copy_stages(chain, tmp_path / "run", "pretrain-backbone")
     arguments = [*arguments[:-1], "--data_folder", tmp_path / "absent"]
     assert tagi(arguments) == 1
@@ -242,7 +256,9 @@ def test_missing_inputs_are_done_without_by_a_switch_alone(chain, task_set, tmp_
     assert tagi(command("distill", tmp_path / "run", task_set, *options)) == 0
 
 
-@pytest.mark.parametrize("option", ["--trainer.max_step=3", "--model.init_args.lora.rnk=4", "--data.init_args.x=1", "--lr=1"])
+@pytest.mark.parametrize(
+    "option", ["--trainer.max_step=3", "--model.init_args.lora.rnk=4", "--data.init_args.x=1", "--lr=1"]
+)
 def test_an_unknown_option_is_short_and_exits_with_2(chain, task_set, capsys, option):
     with pytest.raises(SystemExit) as error:
         tagi(command("teachers", chain, task_set, option))

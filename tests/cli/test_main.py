@@ -20,9 +20,7 @@ sys.exit(f"imported {heavy}" if heavy else code)
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(option):
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, option], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", LIGHT, option], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - start < 5  # a second where the machine is not busy
 

@@ -97,6 +97,23 @@ class Backbone(nn.Module, ABC):
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
         """Returns generated ids [B, at most max_new_tokens], padded on the right."""
 
+    @abstractmethod
+    def score(
+        self, inputs: Tokens, choices: Tensor, choice_index: Tensor, adapter: TaskAdapter, task_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the log-likelihood of answer choices, reading each input once.
+
+        Args:
+            inputs: Input tokens [B, S].
+            choices: All examples' choices with EOS, padded by `IGNORE_INDEX` [C, O].
+            choice_index: Example each choice belongs to [C].
+            adapter: Conditioning of T tasks.
+            task_index: Task of each example [B].
+
+        Returns:
+            Each choice's log-likelihood summed over its tokens [C], and its number of tokens [C].
+        """
+
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoConfig, T5Config
 
 from tagi_lightning.backbones.base import Backbone
-from tagi_lightning.backbones.t5 import ConditionedT5, T5Backbone
+from tagi_lightning.backbones.t5 import T5Backbone
+from tagi_lightning.backbones.t5_modules import ConditionedT5
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2},

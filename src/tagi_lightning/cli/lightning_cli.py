@@ -95,7 +95,11 @@ class TagiCLI(LightningCLI):
             help="What an instruction shows: the definition, or also two demonstrations.",
         )
         parser.add_argument(
-            "--corpora", type=list[str], default=[], help="Files or folders of plain text, for the stages that read it."
+            "--corpora",
+            type=str,
+            nargs="*",
+            default=[],
+            help="Files or folders of plain text, for the stages that read it.",
         )
         parser.link_arguments("run", "model.init_args.run")
         parser.link_arguments("backbone", "model.init_args.backbone")

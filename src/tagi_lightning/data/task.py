@@ -24,6 +24,7 @@ class Instance:
         references: Acceptable outputs, at least one.
         choices: Answer choices of a ranked task, else empty.
         gold: Index of the right choice, or None where there are no choices.
+        prompt: The complete prompt, (a;b), where it is not definition and input joined (P3); else empty.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Instance:
     references: tuple[str, ...]
     choices: tuple[str, ...] = ()
     gold: int | None = None
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

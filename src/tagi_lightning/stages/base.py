@@ -146,7 +146,8 @@ class Stage(L.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns the trained weights and buffers alone, so that checkpoints leave the frozen backbone out."""
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # the model holds the stage's backbone once more
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 

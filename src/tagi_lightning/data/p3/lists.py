@@ -23,12 +23,22 @@ class P3Dataset:
         template_folder: Folder of its templates.yaml among promptsource's.
         row_folders: Names that the folder of its rows may have.
         templates: Names of the templates T0 uses.
+        rendered: P3's configuration names, {} standing for the template.
     """
 
     name: str
     template_folder: str
     row_folders: tuple[str, ...]
     templates: tuple[str, ...]
+    rendered: str
+
+    def task_name(self, template: str) -> str:
+        """Returns the name of the task that a template makes of the data set."""
+        return f"{self.name}/{path_safe(template)}"
+
+    def rendered_folder(self, template: str) -> str:
+        """Returns P3's name for the data set's rows rendered with a template."""
+        return self.rendered.format(path_safe(template))
 
 
 def path_safe(name: str) -> str:
@@ -46,7 +56,13 @@ def _document() -> dict[str, Any]:
 @cache
 def _datasets(part: str) -> tuple[P3Dataset, ...]:
     return tuple(
-        P3Dataset(name, entry["templates"], (name, *entry.get("rows", ())), tuple(entry["names"]))
+        P3Dataset(
+            name,
+            entry["templates"],
+            (name, *entry.get("rows", ())),
+            tuple(entry["names"]),
+            entry.get("rendered", f"{name}_{{}}"),
+        )
         for name, entry in _document()[part].items()
     )
 

@@ -27,25 +27,57 @@ STATE = " state"
 
 FILL, FILL_END, TELL, TELL_END = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
 """Unicode noncharacters that mark, in rendered text, what a row filled in and what only a condition read."""
-REMOVE_MARKS = dict.fromkeys(map(ord, (FILL, FILL_END, TELL, TELL_END)))
 
 _KEPT_FILTERS = (
     *("capitalize", "lower", "upper", "title", "trim", "length", "count", "first", "last", "reverse", "unique"),
-    *("int", "float", "round", "abs", "list", "default", "d", "sort", "min", "max"),
+    *("int", "float", "abs", "list", "default", "d", "sort", "min", "max"),
     *("map", "select", "reject", "selectattr", "rejectattr"),
 )
 _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
     (
         str,
         frozenset(
-            "lower upper title capitalize strip lstrip rstrip split rsplit splitlines partition rpartition join replace "
-            "startswith endswith find rfind index count isdigit isalpha isupper islower removeprefix removesuffix".split()
+            [
+                "lower",
+                "upper",
+                "title",
+                "capitalize",
+                "strip",
+                "lstrip",
+                "rstrip",
+                "split",
+                "rsplit",
+                "splitlines",
+                "partition",
+                "rpartition",
+                "join",
+                "replace",
+                "startswith",
+                "endswith",
+                "find",
+                "rfind",
+                "index",
+                "count",
+                "isdigit",
+                "isalpha",
+                "isupper",
+                "islower",
+                "removeprefix",
+                "removesuffix",
+            ]
         ),
     ),
     (list, frozenset({"index", "count"})),
     (tuple, frozenset({"index", "count"})),
     (dict, frozenset({"get", "items", "keys", "values"})),
 )
+
+
+def remove_marks(text: str) -> str:
+    """Returns `text` without the marks."""
+    for mark in (FILL, FILL_END, TELL, TELL_END):
+        text = text.replace(mark, "")
+    return text
 
 
 class LimitError(Exception):
@@ -211,6 +243,10 @@ def _string(context: Context, value: Any) -> str:
     return to_text(value)
 
 
+def _round(value: float, precision: int = 0) -> float:
+    return round(value, max(-16, min(precision, 16)))
+
+
 @pass_context
 def _iterate(context: Context, items: Iterable[Any]) -> Iterator[Any]:
     state = _state(context)
@@ -243,6 +279,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "join": _join,
     "replace": _replace,
     "string": _string,
+    "round": _round,
     " target choice": _target_choice,
     " iterate": _iterate,
     " bounded": _bounded,
@@ -269,7 +306,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             return obj.choice(argument)
         return super().getitem(obj, argument)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls `range` or one of the listed methods of texts, lists and mappings.
 
         Raises:
@@ -305,6 +342,6 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             factor, weight = (right, weigh([left])) if containers[0] else (left, weigh([right]))
             if factor * weight > MAX_CHARACTERS:
                 raise LimitError(f"more than {MAX_CHARACTERS:,} characters")
-        elif operator == "*":
-            weigh([left, right])
+        elif operator == "*" and max(abs(left), abs(right)) > 1 << 1024:
+            raise LimitError("product of large numbers")
         return super().call_binop(context, operator, left, right)

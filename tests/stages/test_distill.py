@@ -1,0 +1,153 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from commands import command, copy_stages, tagi
+
+from tagi_lightning.cli.fit import FitCLI
+from tagi_lightning.data.batch import Tokens
+from tagi_lightning.losses import distillation_loss, prediction_loss
+
+
+def built(run, task_set, monkeypatch, *options):
+    """Returns the stage as training would start it, and its first batch."""
+    cli = FitCLI([str(word) for word in command("distill", run, task_set, "--trainer.logger=false", *options)][1:])
+    cli.model.trainer = cli.trainer
+    cli.trainer.datamodule = cli.datamodule
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    cli.model.configure_model()
+    monkeypatch.setattr(cli.model, "log", lambda *args, **kwargs: None)
+    return cli.model, next(iter(cli.datamodule.train_dataloader()))
+
+
+def examples(batch, rows):
+    """Returns the batch with some of its examples."""
+
+    def take(tokens):
+        return Tokens(tokens.ids[rows], tokens.mask[rows])
+
+    return replace(
+        batch,
+        input=take(batch.input),
+        prompt=take(batch.prompt) if batch.prompt is not None else None,
+        labels=batch.labels[rows],
+        task_index=batch.task_index[rows],
+    )
+
+
+@pytest.fixture
+def run(chain, tmp_path):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone", "teachers", "pretrain", "align")
+    return tmp_path / "run"
+
+
+def uneven(batch):
+    """Returns a batch whose tasks have different numbers of examples: the first loses all but one."""
+    first = (batch.task_index == 0).nonzero().squeeze(1)
+    rows = torch.cat([first[:1], (batch.task_index != 0).nonzero().squeeze(1)])
+    return examples(batch, rows)
+
+
+def test_the_terms_are_those_of_eq_6_computed_by_hand(run, task_set, monkeypatch):
+    options = [
+        "--data.init_args.tasks_per_batch=3",
+        "--model.init_args.loss.lambda1=5",
+        "--model.init_args.alignment.scale=100",
+    ]
+    stage, batch = built(run, task_set, monkeypatch, *options, "--model.init_args.loss.lambda2=sigmoid")
+    batch = uneven(batch)
+    counts = torch.bincount(batch.task_index)
+    assert len(set(counts.tolist())) > 1
+    with torch.no_grad():
+        adapter = stage.model.adapt(batch.instruction)
+        terms = stage.loss_terms(batch, adapter)
+        student = stage.model(batch.input, batch.labels, adapter, batch.task_index)
+        teacher = stage.teacher_logits(batch, stage.bank().index(batch.category))
+    assert terms.keys() == {"pred", "kl", "ins"}
+    torch.testing.assert_close(terms["pred"], prediction_loss(student, batch.labels).mean())
+    torch.testing.assert_close(terms["kl"], 5 * distillation_loss(student, teacher, batch.labels).mean())
+    bank, expected = stage.bank(), 0.0
+    for task in batch.task_index.tolist():
+        squares, elements = 0.0, 0
+        for site in adapter.lora.a:
+            for mine, theirs in ((adapter.lora.a, bank.a), (adapter.lora.b, bank.b)):
+                difference = mine[site][task] - theirs[site][batch.category[task]]
+                squares += difference.square().sum().item()
+                elements += difference.numel()
+        loss = 100 * squares / elements
+        expected += loss / (1 + torch.tensor(-loss).exp().item()) / len(batch)
+    assert terms["ins"].item() == pytest.approx(expected, rel=1e-5)
+    assert expected > 0
+
+
+def test_the_logits_teacher_reads_the_prompt_under_its_categorys_adapter(run, task_set, monkeypatch):
+    stage, batch = built(run, task_set, monkeypatch, "--data.init_args.tasks_per_batch=3")
+    taught = stage.bank().index(batch.category)
+    right = stage.teacher_logits(batch, taught)
+    assert not right.requires_grad
+    assert not torch.equal(right, stage.teacher_logits(batch, None))
+    other = stage.bank().index((batch.category + 1) % len(stage.bank.names))
+    assert not torch.equal(right, stage.teacher_logits(batch, other))
+
+
+def test_a_weight_of_zero_leaves_its_term_out(run, task_set, monkeypatch):
+    def names(*options):
+        stage, batch = built(run, task_set, monkeypatch, "--data.init_args.tasks_per_batch=3", *options)
+        return set(stage.loss_terms(batch, stage.model.adapt(batch.instruction)))
+
+    loss = "--model.init_args.loss."
+    assert names(f"{loss}weight_pred=0") == {"kl", "ins"}
+    assert names(f"{loss}lambda1=0") == {"pred", "ins"}
+    assert names(f"{loss}lambda2=0") == {"pred", "kl"}
+    assert names("--model.init_args.teachers=none") == {"pred", "kl"}
+    assert names("--model.init_args.tagi.hypernetwork.enabled=false", "--model.init_args.init_from=none") == {
+        "pred",
+        "kl",
+    }
+
+
+def test_prediction_alone_needs_neither_teachers_nor_prompts(chain, task_set, tmp_path, monkeypatch):
+    copy_stages(chain, tmp_path, "pretrain-backbone", "pretrain")
+    alone = [
+        "--model.init_args.loss.lambda1=0",
+        "--model.init_args.loss.lambda2=0",
+        "--data.init_args.with_prompt=false",
+    ]
+    stage, batch = built(tmp_path, task_set, monkeypatch, *alone)
+    assert batch.prompt is None
+    assert stage.bank is None
+    assert set(stage.loss_terms(batch, stage.model.adapt(batch.instruction))) == {"pred"}
+    assert tagi(command("distill", tmp_path, task_set, *alone, "--trainer.fast_dev_run=true")) == 0
+
+
+def test_distillation_without_prompts_is_an_error_that_says_so(run, task_set, capsys):
+    assert tagi(command("distill", run, task_set, "--data.init_args.with_prompt=false")) == 1
+    assert "set data.with_prompt=true" in capsys.readouterr().err
+
+
+def test_teachers_of_another_rank_are_refused(run, task_set, capsys):
+    options = ["--model.init_args.tagi.lora.rank=4", "--model.init_args.init_from=none"]
+    assert tagi(command("distill", run, task_set, *options)) == 1
+    message = capsys.readouterr().err
+    assert "rank is 16 there and 4 here" in message
+    assert "make teachers" in message
+
+
+def test_teachers_of_other_categories_are_refused(run, task_set, capsys):
+    options = "--data.init_args.val_split=categories"
+    assert tagi(command("distill", run, task_set, options, "--data.init_args.val_share=0.2")) == 1
+    message = capsys.readouterr().err
+    assert "do not fit the training categories" in message
+    assert "make teachers" in message
+
+
+def test_a_halved_batch_gives_the_mean_of_its_halves(run, task_set, monkeypatch):
+    options = ["--data.init_args.tasks_per_batch=4", "--data.init_args.instances_per_task=2"]
+    stage, batch = built(run, task_set, monkeypatch, *options)
+    stage.double()
+    half = len(batch) // 2
+    parts = [batch, examples(batch, slice(0, half)), examples(batch, slice(half, len(batch)))]
+    whole, first, second = (stage.loss_terms(part, stage.model.adapt(part.instruction)) for part in parts)
+    for name in whole:
+        torch.testing.assert_close(whole[name], (first[name] * half + second[name] * (len(batch) - half)) / len(batch))

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, write_task_set
+
+from tagi_lightning.cli.fit import FitCLI
+from tagi_lightning.cli.lightning_cli import TagiCLI
+
+EXPERIMENTS = ROOT / "experiments"
+TASKSETS = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml") if "-" not in path.stem)
+ALL_STAGES = sorted(path.stem for path in (EXPERIMENTS / "stages").glob("*.yaml"))
+SIZES = sorted(path.stem for path in (EXPERIMENTS / "sizes").glob("*.yaml"))
+TRAINERS = sorted(path.stem for path in (EXPERIMENTS / "trainers").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A task set in the official schema with text and a tokenizer: it serves as synthetic and sni, its tasks as custom."""
+    folder = tmp_path_factory.mktemp("tasks") / "data"
+    write_task_set(folder)
+    return folder
+
+
+def variables(taskset, data):
+    if taskset == "synthetic":
+        return {"TASKSET": taskset}
+    return {"TASKSET": taskset, "TOKENIZER": data / "tokenizer", "CORPORA": data / "corpus"}
+
+
+def options(taskset, stage, data):
+    """Returns what makes a stage small: a cache of its own, few instances."""
+    if taskset == "synthetic":
+        return []
+    cache = f"--data.init_args.cache_dir={data / '.cache'}"
+    return [cache] if stage in ("pretrain", "pretrain-backbone") else []
+
+
+def stage_command(taskset, stage, run, data, *more):
+    folder = data / "tasks" if taskset == "custom" else data
+    arguments = command(stage, run, folder, **variables(taskset, data), SIZE="tiny")
+    if taskset != "synthetic":  # the generated set's own options
+        arguments = [word for word in arguments if not word.startswith("--config=")]
+    return [*arguments, *options(taskset, stage, data), *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taskset", TASKSETS)
+def test_every_stage_of_a_task_set_runs_at_tiny_size(taskset, data, tmp_path):
+    run = tmp_path / "run"
+    for stage in STAGES:
+        assert tagi(stage_command(taskset, stage, run, data, "--trainer.fast_dev_run=true")) == 0, stage
+        assert not (run / stage).exists()
+        assert tagi(stage_command(taskset, stage, run, data, "--trainer.max_steps=1")) == 0, stage
+        assert record_of(run, stage)["status"] == "finished"
+    few = ["--data.init_args.max_test_instances=1", "--model.init_args.generation.max_new_tokens=4"]
+    assert tagi(stage_command(taskset, "evaluate", run, data, *few)) == 0
+    assert len(list((run / "evaluate").glob("*/metrics.json"))) == 4
+
+
+class Parsed(Exception):
+    """Raised with the configuration, in place of building anything from it."""
+
+
+def parse(monkeypatch, arguments):
+    """Parses a command as `tagi` does and returns its configuration."""
+
+    def stop(cli):
+        raise Parsed(cli.config)
+
+    monkeypatch.setattr(TagiCLI, "instantiate_classes", stop)
+    monkeypatch.setattr(FitCLI, "instantiate_classes", stop)
+    with pytest.raises(Parsed) as parsed:
+        tagi(arguments)
+    return parsed.value.args[0]
+
+
+@pytest.mark.parametrize("stage", ALL_STAGES)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_parses_with_every_stage(monkeypatch, tmp_path, size, stage):
+    [arguments] = tagi_commands(stage, RUN=tmp_path, SIZE=size, TASKSET="sni", TOKENIZER="t", CORPORA="c")
+    config = parse(monkeypatch, arguments)
+    assert config.backbone.name == ("tiny" if size == "tiny" else f"google/t5-{size}-lm-adapt")
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_parses(monkeypatch, tmp_path, trainer):
+    [arguments] = tagi_commands("distill", RUN=tmp_path, SIZE="base", TASKSET="sni", TRAINER=trainer)
+    config = parse(monkeypatch, arguments)
+    assert config.trainer.precision in ("32-true", "bf16-mixed")
+    assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
+
+
+def test_every_file_is_part_of_some_command():
+    used = set()
+    for taskset in TASKSETS:
+        for size in SIZES:
+            for stage in ALL_STAGES:
+                [arguments] = tagi_commands(stage, TASKSET=taskset, SIZE=size)
+                used |= {Path(word) for word in arguments if word.endswith(".yaml")}
+    for trainer in TRAINERS:
+        [arguments] = tagi_commands("distill", TRAINER=trainer)
+        used |= {Path(word) for word in arguments if word.endswith(".yaml")}
+    assert used == {path.relative_to(ROOT) for path in EXPERIMENTS.rglob("*.yaml")}
+
+
+def test_the_chain_of_a_task_set_agrees_on_its_adapters(monkeypatch, tmp_path):
+    for taskset in TASKSETS:
+        for size in SIZES:
+            found = {}
+            for stage in ("teachers", "pretrain", "align", "distill"):
+                words = {"RUN": tmp_path, "SIZE": size, "TASKSET": taskset, "TOKENIZER": "t", "CORPORA": "c"}
+                [arguments] = tagi_commands(stage, **words)
+                settings = parse(monkeypatch, arguments).model.init_args
+                lora = settings.lora if stage == "teachers" else settings.tagi.lora
+                found[stage] = (lora.rank, lora.alpha, tuple(lora.targets), lora.seed)
+            assert len(set(found.values())) == 1, (taskset, size, found)
