@@ -33,7 +33,7 @@ options = --run $(RUN) --seed_everything $(SEED) --data_folder $(DATA) --setting
   $(if $(BACKBONE),--backbone.name $(BACKBONE)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
   $(if $(CORPORA),--corpora $(CORPORA))
 
-.PHONY: help install demo data $(STAGES) evaluate all score tensorboard test check coverage clean
+.PHONY: help install demo data $(STAGES) evaluate all score bench tensorboard test check coverage clean
 
 help: ## list the commands and their variables
 	@echo "usage: make COMMAND [VARIABLE=value ...]"; echo; echo "commands:"
@@ -83,6 +83,9 @@ demo: install ## see it all work on synthetic tasks: about 12 minutes on two cor
 
 score: install ## score PREDICTIONS=<file> without a model
 	$(TAGI) score --predictions $(PREDICTIONS)
+
+bench: install ## time what is fast against what is plain, as ratios: CASES="rank", SIZE, OUTPUT=<json>
+	$(TAGI) bench $(if $(CASES),--cases '[$(CASES)]') --size $(if $(filter file,$(origin SIZE)),small,$(SIZE)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 tensorboard: install ## show the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs

@@ -2,6 +2,7 @@
 
 from data_modules.custom import CustomDataModule
 from data_modules.instruction import InstructionDataModule
+from data_modules.p3 import P3DataModule
 from data_modules.sni import SNIDataModule
 from data_modules.synthetic import SyntheticDataModule
 from data_modules.text import BackboneDataModule, PlainTextDataModule
@@ -10,6 +11,7 @@ __all__ = [
     "BackboneDataModule",
     "CustomDataModule",
     "InstructionDataModule",
+    "P3DataModule",
     "PlainTextDataModule",
     "SNIDataModule",
     "SyntheticDataModule",

@@ -46,9 +46,9 @@ class ResumableLoader(DataLoader[Any]):
 
     batch_sampler: EpochSampler
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, dataset: Any, **kwargs: Any) -> None:
         """Takes a DataLoader's arguments; the random numbers of the model's dropout stay as they are."""
-        super().__init__(*args, generator=torch.Generator(), **kwargs)
+        super().__init__(dataset, generator=torch.Generator(), **kwargs)
 
     def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
         sampler = self.batch_sampler
@@ -84,7 +84,7 @@ class InstructionDataModule(L.LightningDataModule):
         max_input_length: int = 1024,
         max_output_length: int = 128,
         max_train_instances: int = 100,
-        max_test_instances: int = 100,
+        max_test_instances: int | None = 100,
         categories: int | list[str] | None = None,
         val_split: ValSplit = "none",
         val_share: float = 0.05,
@@ -108,7 +108,7 @@ class InstructionDataModule(L.LightningDataModule):
             max_input_length: Tokens of an instruction, an input or a concatenated prompt at most.
             max_output_length: Tokens of a target at most.
             max_train_instances: Instances taken of a training task.
-            max_test_instances: Instances taken of a test task.
+            max_test_instances: Instances taken of a test task; null takes all.
             categories: Size of one of the paper's category subsets (6, 15, 30, 60) or names; null takes all.
             val_split: What validation holds out of the training tasks: nothing, categories, tasks or instances.
             val_share: Share that validation holds out.
@@ -132,6 +132,7 @@ class InstructionDataModule(L.LightningDataModule):
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
         beside = self.folder.parent if self.folder.is_file() else self.folder
         self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
+        self._prepared = False
         if setting not in DEMONSTRATIONS:
             raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(DEMONSTRATIONS)}")
 
@@ -189,6 +190,9 @@ class InstructionDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Reads and checks the folder, tokenises it into the cache and says what was left out or cut."""
+        if self._prepared:
+            return
+        self._prepared = True
         for tasks in self.tasks.values():
             check_lengths(tasks, self.assembler, self.with_prompt, self.report)
         self.report.raise_if_errors("Raise max_input_length, shorten these definitions or leave the tasks out.")

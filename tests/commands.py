@@ -84,30 +84,30 @@ def record_of(run, stage):
 
 
 @functools.cache
-def build_task_set(tmp_path_factory):
-    """Writes the session's task set, once; returns its folder."""
-    folder = tmp_path_factory.mktemp("tasks") / "data"
+def build_task_set(base):
+    """Writes the session's task set under `base`, once; returns its folder."""
+    folder = base / "tasks" / "data"
     write_task_set(folder)
     return folder
 
 
 @functools.cache
-def build_chain(tmp_path_factory):
-    """Runs the session's chain, once; returns its run folder."""
-    run = tmp_path_factory.mktemp("chain") / "run"
+def build_chain(base):
+    """Runs the session's chain under `base`, once; returns its run folder."""
+    run = base / "chain" / "run"
     for stage in STAGES:
         options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1"]
-        assert tagi(command(stage, run, build_task_set(tmp_path_factory), *options)) == 0
+        assert tagi(command(stage, run, build_task_set(base), *options)) == 0
     return run
 
 
 @pytest.fixture(scope="session")
 def task_set(tmp_path_factory):
     """A synthetic task set of a few instances; not to be changed."""
-    return build_task_set(tmp_path_factory)
+    return build_task_set(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
     """The run folder of the whole chain, a few steps a stage; not to be changed."""
-    return build_chain(tmp_path_factory)
+    return build_chain(tmp_path_factory.getbasetemp())

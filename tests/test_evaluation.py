@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from transformers import T5Config
 from tagi_lightning.backbones import GenerationConfig, build_backbone
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Instance, Task
-from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemRunner, measure_flops, to_predictions
+from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, Answers, SystemRunner, measure_flops, to_predictions
 from tagi_lightning.flops import count_flops, eager_attention, token_formula
 from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraBank, LoraConfig
@@ -64,7 +65,7 @@ def test_instructions_are_encoded_once_for_a_run_of_batches_with_the_same_tasks(
     runner = SystemRunner(SYSTEMS["tagi"], model, adapt=adapt)
     first, second = make_batch(tokens, "ab", [0, 0, 1]), make_batch(tokens, "c", [0, 0], seed=9)
     for batch in (first, first, first, second, second, first):
-        runner.generate(batch, GREEDY)
+        runner.forward(batch)
     assert encoded == [2, 1, 2]
 
 
@@ -75,7 +76,8 @@ def test_the_second_batch_of_a_task_gets_what_a_fresh_adapter_gives(model, token
     with torch.no_grad():
         expected = model(batch.input, batch.labels, model.adapt(batch.instruction), batch.task_index)
     assert torch.equal(runner.forward(batch), expected)
-    assert torch.equal(runner.generate(batch, GREEDY), SystemRunner(SYSTEMS["tagi"], model).generate(batch, GREEDY))
+    fresh = SystemRunner(SYSTEMS["tagi"], model)
+    assert runner.answer(batch, GREEDY, Words()) == fresh.answer(batch, GREEDY, Words())
 
 
 def test_batches_that_name_no_tasks_are_still_adapted(model, tokens):
@@ -191,8 +193,7 @@ def test_predictions_carry_task_instruction_digest_and_stripped_text(tokens):
         name: Task(name, f"category of {name}", ("do it",), (), (Instance("0", "in", ("yes",)),), "set", "template")
         for name in batch.tasks
     }
-    ids = torch.tensor([[2, 3, 1, 0], [4, 1, 0, 0], [5, 6, 7, 1]])
-    rows = to_predictions(batch, ids, Words(), tasks.__getitem__)
+    rows = to_predictions(batch, Answers(("cd", "e", "fgh")), Words(), tasks.__getitem__)
     assert [row.prediction for row in rows] == ["cd", "e", "fgh"]
     assert [row.task for row in rows] == ["first", "second", "second"]
     assert [row.id for row in rows] == ["0", "1", "2"]
@@ -201,3 +202,42 @@ def test_predictions_carry_task_instruction_digest_and_stripped_text(tokens):
         assert row.instruction_sha256 == hashlib.sha256(texts[task].encode()).hexdigest()
         assert (row.category, row.dataset, row.template) == (f"category of {row.task}", "set", "template")
         assert row.references == ("yes", "y")
+
+
+def ranked_batch(tokens):
+    """Returns three examples of two tasks with two, one and three choices."""
+    batch = make_batch(tokens, "ab", [0, 0, 1])
+    choices = Tokens.pad([[4, 5, 1], [6, 1], [7, 1], [8, 9, 10, 1], [6, 1], [5, 5, 1]], pad_id=0)
+    index = torch.tensor([0, 0, 1, 2, 2, 2])
+    texts = (("p", "q"), ("r",), ("s", "t", "u"))
+    return replace(batch, choices=choices, choice_index=index, gold=torch.tensor([1, 0, 2]), choice_texts=texts)
+
+
+@pytest.mark.parametrize("name", ["no_instruction", "concatenated", "tagi"])
+def test_choices_scored_with_a_shared_encoding_equal_one_forward_each(model, tokens, name):
+    batch = ranked_batch(tokens)
+    runner = SystemRunner(SYSTEMS[name], model)
+    answers = runner.answer(batch, GREEDY, Words())
+    inputs, adapter, index = runner.condition(batch)
+    for row, (sums, means) in enumerate(zip(answers.logprob_sum, answers.logprob_mean, strict=True)):
+        own = (batch.choice_index == row).nonzero().flatten().tolist()
+        assert len(sums) == len(means) == len(own)
+        for place, choice in enumerate(own):
+            ids = batch.choices.ids[choice][batch.choices.mask[choice] == 1][None]
+            alone = Tokens(inputs.ids[row : row + 1], inputs.mask[row : row + 1])
+            with torch.no_grad():
+                logits = model(alone, ids, adapter, index[row : row + 1])
+            expected = logits.log_softmax(-1).gather(-1, ids[..., None]).sum().item()
+            assert sums[place] == pytest.approx(expected, rel=1e-4)
+            assert means[place] == pytest.approx(expected / ids.shape[1], rel=1e-4)
+
+
+def test_a_ranked_row_answers_its_likeliest_choice_per_token(model, tokens):
+    batch = ranked_batch(tokens)
+    tasks = {name: Task(name, "c", ("do it",), (), (Instance("0", "in", ("yes",)),)) for name in batch.tasks}
+    answers = SystemRunner(SYSTEMS["tagi"], model).answer(batch, GREEDY, Words())
+    rows = to_predictions(batch, answers, Words(), tasks.__getitem__)
+    for row, texts, gold in zip(rows, batch.choice_texts, [1, 0, 2], strict=True):
+        assert row.choices == texts
+        assert row.gold == gold
+        assert row.prediction == texts[max(range(len(texts)), key=lambda place, row=row: row.logprob_mean[place])]

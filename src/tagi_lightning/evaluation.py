@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig
-from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Task
 from tagi_lightning.flops import count_flops, eager_attention
 from tagi_lightning.lora import LoraBank
@@ -54,6 +54,21 @@ HEURISTICS = {
     "copy_demonstration": "copy the first demonstration's output",
 }
 """Systems without a model, by name, with their titles."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A system's answers to one batch.
+
+    Attributes:
+        texts: Generated text, or the choice likeliest per token (TAGI's rule), B long.
+        logprob_sum: Log-likelihood of each choice summed over its tokens (T0's rule), B rows; empty where generated.
+        logprob_mean: The same per token.
+    """
+
+    texts: tuple[str, ...]
+    logprob_sum: tuple[tuple[float, ...], ...] = ()
+    logprob_mean: tuple[tuple[float, ...], ...] = ()
 
 
 class SystemRunner:
@@ -100,10 +115,10 @@ class SystemRunner:
         return inputs, self._adapter, batch.task_index
 
     @torch.no_grad()
-    def generate(self, batch: TaskBatch, config: GenerationConfig) -> Tensor:
-        """Returns generated ids [B, at most max_new_tokens]."""
+    def answer(self, batch: TaskBatch, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Answers:
+        """Answers one batch: ranks its choices where it has any, generates elsewhere."""
         inputs, adapter, index = self.condition(batch)
-        return self.model.generate(inputs, adapter, index, config)
+        return answer(self.model, batch, inputs, adapter, index, config, tokenizer)
 
     @torch.no_grad()
     def forward(self, batch: TaskBatch) -> Tensor:
@@ -113,36 +128,78 @@ class SystemRunner:
         return logits
 
 
+@torch.no_grad()
+def answer(
+    model: TagiModel,
+    batch: TaskBatch,
+    inputs: Tokens,
+    adapter: TaskAdapter,
+    task_index: Tensor,
+    config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Answers:
+    """Answers one batch: ranks its choices where it has any, generates elsewhere.
+
+    Args:
+        model: The model.
+        batch: What is asked.
+        inputs: What the backbone reads [B, S].
+        adapter: Conditioning of T tasks.
+        task_index: Task of each example [B].
+        config: How to decode.
+        tokenizer: Decodes generated ids.
+    """
+    if batch.choices is None or batch.choice_index is None:
+        ids = model.generate(inputs, adapter, task_index, config)
+        return Answers(tuple(text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)))
+    labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
+    totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)
+    counts = torch.bincount(batch.choice_index, minlength=len(batch)).tolist()
+    sums = tuple(tuple(row.tolist()) for row in totals.split(counts))
+    means = tuple(tuple(row.tolist()) for row in (totals / lengths).split(counts))
+    texts = [
+        choices[max(range(len(row)), key=row.__getitem__)]
+        for choices, row in zip(batch.choice_texts, means, strict=True)
+    ]
+    return Answers(tuple(texts), sums, means)
+
+
 def to_predictions(
-    batch: TaskBatch, ids: Tensor, tokenizer: PreTrainedTokenizerBase, find_task: Callable[[str], Task]
+    batch: TaskBatch, answers: Answers, tokenizer: PreTrainedTokenizerBase, find_task: Callable[[str], Task]
 ) -> list[Prediction]:
-    """Returns generated ids as rows to be scored.
+    """Returns answers as rows to be scored.
 
     Args:
         batch: What was answered.
-        ids: Generated ids [B, O].
-        tokenizer: Decodes answers and instructions.
+        answers: The answers.
+        tokenizer: Decodes the instructions, whose digests the rows carry.
         find_task: Returns a task by its name.
     """
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
     instructions = tokenizer.batch_decode(batch.instruction.ids, skip_special_tokens=True)
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in instructions]
     tasks = [find_task(name) for name in batch.tasks]
-    return [
-        Prediction(
-            id=id_,
-            task=tasks[row].name,
-            category=tasks[row].category,
-            dataset=tasks[row].dataset,
-            template=tasks[row].template,
-            instruction_sha256=digests[row],
-            prediction=text.strip(),
-            references=references,
+    golds = batch.gold.tolist() if batch.gold is not None else []
+    rows = []
+    for place, row in enumerate(batch.task_index.tolist()):
+        ranked: dict[str, Any] = {}
+        if answers.logprob_sum:
+            sums, means = answers.logprob_sum[place], answers.logprob_mean[place]
+            ranked = {"choices": batch.choice_texts[place], "logprob_sum": sums, "logprob_mean": means}
+            ranked["gold"] = golds[place]
+        rows.append(
+            Prediction(
+                id=batch.ids[place],
+                task=tasks[row].name,
+                category=tasks[row].category,
+                dataset=tasks[row].dataset,
+                template=tasks[row].template,
+                instruction_sha256=digests[row],
+                prediction=answers.texts[place],
+                references=batch.references[place],
+                **ranked,
+            )
         )
-        for id_, row, text, references in zip(
-            batch.ids, batch.task_index.tolist(), texts, batch.references, strict=True
-        )
-    ]
+    return rows
 
 
 def measure_flops(

@@ -6,6 +6,7 @@ import string
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from math import fsum
+from statistics import median
 from typing import Any
 
 from torchmetrics.functional.text.rouge import rouge_score
@@ -14,6 +15,8 @@ from tagi_lightning.predictions import Prediction
 
 Scores = dict[str, float]
 """Figures of one row or one group of rows by name."""
+
+_Scored = tuple[Prediction, Scores]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -80,7 +83,8 @@ def aggregate(rows: Iterable[Prediction]) -> dict[str, Any]:
     Returns:
         `overall`: n, rougeL, rouge1, exact_match and, with ranked rows, accuracy_sum and accuracy_mean, 0 to 100,
         to four decimals; the same under `by_task`, `by_category` and `by_template` (`task/template`) for each group
-        by name. A key that does not apply is absent.
+        by name; tasks of ranked rows also the medians over their templates, accuracy_sum_median and
+        accuracy_mean_median. A key that does not apply is absent.
 
     Raises:
         ValueError: If there are no rows.
@@ -94,7 +98,17 @@ def aggregate(rows: Iterable[Prediction]) -> dict[str, Any]:
         groups = {group: members for group, members in sorted(_groups(scored, key).items()) if group}
         if groups:
             result[name] = {group: _summary(members, nested) for group, members in groups.items()}
+    if nested:
+        for task, members in _groups(scored, _task).items():
+            result["by_task"][task] |= _medians(members)
     return result
+
+
+def _medians(scored: Sequence[_Scored]) -> Scores:
+    """Returns the median over a task's templates of each accuracy, named `<accuracy>_median`."""
+    templates = [_mean_over_rows(template) for template in _groups(scored, _template).values()]
+    names = [name for name in ("accuracy_sum", "accuracy_mean") if all(name in scores for scores in templates)]
+    return {f"{name}_median": round(median(scores[name] for scores in templates), 4) for name in names}
 
 
 def _task(row: Prediction) -> str:
@@ -107,9 +121,6 @@ def _category(row: Prediction) -> str:
 
 def _template(row: Prediction) -> str:
     return f"{_task(row)}/{row.template}" if row.template else ""
-
-
-_Scored = tuple[Prediction, Scores]
 
 
 def _groups(scored: Sequence[_Scored], key: Callable[[Prediction], str]) -> dict[str, list[_Scored]]:

@@ -117,6 +117,17 @@ class TagiModel(nn.Module):
         self._check_fresh(adapter)
         return self.backbone.generate(inputs, adapter, task_index, config)
 
+    def score(
+        self, inputs: Tokens, choices: Tensor, choice_index: Tensor, adapter: TaskAdapter, task_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns each choice's summed log-likelihood [C] and number of tokens [C]; see `Backbone.score`.
+
+        Raises:
+            ValueError: If `adapter` is a cache made by other weights than the present ones.
+        """
+        self._check_fresh(adapter)
+        return self.backbone.score(inputs, choices, choice_index, adapter, task_index)
+
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Returns the parameters of hypernetwork and fusion, and of the backbone where some of it trains, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}

@@ -19,10 +19,14 @@ sys.exit(f"imported {heavy}" if heavy else code)
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(option):
-    start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", LIGHT, option], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert time.monotonic() - start < 5  # a second where the machine is not busy
+    seconds = []
+    for _ in range(3):  # the best of three, as other work may share the machine
+        start = time.monotonic()
+        words = [sys.executable, "-c", LIGHT, option]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        seconds.append(time.monotonic() - start)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert min(seconds) < 1
 
 
 def test_help_names_every_verb(capsys):

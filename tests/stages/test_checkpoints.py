@@ -35,10 +35,9 @@ def test_a_stage_trains_its_own_weights_and_leaves_the_backbone_bit_for_bit(chai
     run = tmp_path / "run"
     copy_stages(chain, run, *STAGES[: STAGES.index(stage)])
     # rates that move even what starts behind a zero
-    cli = FitCLI(
-        [str(word) for word in command(stage, run, task_set, "--trainer.max_steps=3")][1:]
-        + ["--model.init_args.optimizer.lr=0.01", "--model.init_args.optimizer.warmup=0"]
-    )
+    options = [f"--trainer.max_steps={STEPS}", "--model.init_args.optimizer.lr=0.01"]
+    arguments = command(stage, run, task_set, *options, "--model.init_args.optimizer.warmup=0")
+    cli = FitCLI([str(word) for word in arguments[1:]])
     cli.model.trainer = cli.trainer
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")

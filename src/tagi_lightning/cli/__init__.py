@@ -11,6 +11,7 @@ VERBS = {
     "fit": "train one stage: tagi fit --config stage.yaml --config data.yaml --run RUN",
     "evaluate": "decode the test tasks with one or more systems and score them",
     "score": "score a predictions file without a model",
+    "bench": "time pairs of things in turn and print their ratios",
     "vocabulary": "train a T5 tokenizer on plain text, for a backbone from scratch",
     "data": "make the synthetic task set or fetch Super-NaturalInstructions",
     "compare": "print one table of the systems evaluated in a run",

@@ -10,6 +10,8 @@ from typing import Any
 import jsonargparse
 
 COLUMNS = (
+    ("accuracy_sum", "accuracy (sum)"),
+    ("accuracy_mean", "accuracy (mean)"),
     ("exact_match", "exact match"),
     ("rougeL", "ROUGE-L"),
     ("relative_flops", "rel. FLOPs"),
@@ -36,13 +38,14 @@ def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
     from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
 
     titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}
-    lines = [["system", *(heading for _, heading in COLUMNS), "n"]]
+    rows = {name: metrics["overall"] | metrics for name, metrics in evaluations.items()}
+    columns = [column for column in COLUMNS if any(values.get(column[0]) is not None for values in rows.values())]
+    lines = [["system", *(heading for _, heading in columns), "n"]]
     for name, metrics in evaluations.items():
-        values = metrics["overall"] | metrics
-        cells = [f"{values[key]:.2f}" if values.get(key) is not None else "-" for key, _ in COLUMNS]
+        cells = [f"{rows[name][key]:.2f}" if rows[name].get(key) is not None else "-" for key, _ in columns]
         lines.append([titles[name], *cells, str(metrics["overall"]["n"])])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = [
+    table = [
         "| "
         + " | ".join(
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
@@ -51,7 +54,19 @@ def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
         for line in lines
     ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([rows[0], rule, *rows[1:]])
+    return "\n".join([table[0], rule, *table[1:]])
+
+
+def benchmark_lines(evaluations: dict[str, dict[str, Any]]) -> str:
+    """Returns P3's averages of every system with ranked rows, beside the paper's; empty for other task sets."""
+    from tagi_lightning.benchmarks import describe
+    from tagi_lightning.evaluation import SYSTEMS
+
+    lines = []
+    for name, metrics in evaluations.items():
+        if name in SYSTEMS and SYSTEMS[name].data != "held_out":
+            lines += describe(SYSTEMS[name].title, metrics.get("by_task", {}))
+    return "\n".join(dict.fromkeys(lines))
 
 
 def compare(run: str) -> None:
@@ -64,6 +79,7 @@ def compare(run: str) -> None:
     if not evaluations:
         raise FileNotFoundError(f"nothing was evaluated in {run}; run: make evaluate RUN={run}")
     print(comparison_table(evaluations))
+    print(benchmark_lines(evaluations), end="")
 
 
 def main(args: list[str]) -> int:

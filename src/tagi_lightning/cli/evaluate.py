@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from torch.utils.data import DataLoader
 
-from tagi_lightning.cli.compare import comparison_table, read_evaluations
+from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, plain
 from tagi_lightning.cli.runs import environment
@@ -76,7 +76,9 @@ class Evaluator:
             config = yaml.safe_dump(plain(self.cli.config, self.cli.parser), sort_keys=False)
             (target / "config.yaml").write_text(config, encoding="utf-8")
             write_metrics(target / METRICS, metrics | environment(), overwrite=True)
-        print(comparison_table(read_evaluations(self.folder.parent)))
+        evaluations = read_evaluations(self.folder.parent)
+        print(comparison_table(evaluations))
+        print(benchmark_lines(evaluations))
 
     def loader(self, spec: SystemSpec) -> DataLoader[TaskBatch]:
         """Returns the batches that a system reads."""

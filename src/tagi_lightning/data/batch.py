@@ -1,7 +1,7 @@
 """Padded batches: what a data module yields and a stage reads.
 
 Shapes: B examples, T distinct tasks, I instruction tokens, S input tokens, P tokens of the
-concatenated prompt, O output tokens.
+concatenated prompt, O output tokens, C answer choices of all examples together.
 """
 
 from __future__ import annotations
@@ -108,6 +108,10 @@ class TaskBatch(_TensorFields):
         ids: Instance ids, B long.
         references: Acceptable outputs of each example, B long.
         inputs: Input texts, B long; only where predictions are made.
+        choices: Answer choices with EOS, those of an example one after another [C, O]; None where none is ranked.
+        choice_index: Example each choice belongs to, non-decreasing [C]; None with `choices`.
+        gold: Index of each example's right choice among its own, -1 where it is not ranked [B]; None with `choices`.
+        choice_texts: Texts of each example's choices, B long; empty with `choices`.
     """
 
     instruction: Tokens
@@ -120,6 +124,10 @@ class TaskBatch(_TensorFields):
     ids: tuple[str, ...] = ()
     references: tuple[tuple[str, ...], ...] = ()
     inputs: tuple[str, ...] = ()
+    choices: Tokens | None = None
+    choice_index: Tensor | None = None
+    gold: Tensor | None = None
+    choice_texts: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.task_index.shape != (len(self.input),):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -27,7 +28,7 @@ class TaskCollator:
     """Builds a `TaskBatch` from examples grouped by task.
 
     In training a phrasing is drawn per (seed, epoch, task) and a reference per (seed, epoch, id);
-    examples without an epoch get the first phrasing and the first reference.
+    examples without an epoch get the first phrasing and the first reference, and their answer choices.
 
     Attributes:
         assembler: Joins pieces.
@@ -62,6 +63,7 @@ class TaskCollator:
             ids=tuple(example.id for example in examples),
             references=tuple(example.references for example in examples),
             inputs=tuple(example.text for example in examples if example.index.epoch is None),
+            **self._ranked([example for example in examples if example.index.epoch is None]),
         )
 
     def instructions(self, items: Sequence[tuple[TokenizedTask, int]]) -> TaskBatch:
@@ -102,9 +104,24 @@ class TaskCollator:
 
     def _prompts(self, examples: Sequence[Example], definitions: Sequence[list[int]]) -> Tokens:
         pairs = zip(examples, definitions, strict=True)
-        return self._pad(
-            [self.assembler.prompt(each, example.task.demonstrations, example.text_ids) for example, each in pairs]
-        )
+        return self._pad([self._prompt(example, definition) for example, definition in pairs])
+
+    def _prompt(self, example: Example, definition: list[int]) -> list[int]:
+        if example.prompt_ids:
+            return self.assembler.complete(example.prompt_ids)
+        return self.assembler.prompt(definition, example.task.demonstrations, example.text_ids)
+
+    def _ranked(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Returns the fields of a batch that hold answer choices, none where no example has any."""
+        counts = [len(example.choices) for example in examples]
+        if not any(counts):
+            return {}
+        return {
+            "choices": self._pad([self.assembler.target(ids) for example in examples for ids in example.choice_ids]),
+            "choice_index": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+            "gold": torch.tensor([example.gold for example in examples], dtype=torch.long),
+            "choice_texts": tuple(example.choices for example in examples),
+        }
 
     def _categories(self, tasks: Sequence[TokenizedTask]) -> torch.Tensor:
         places = {category: place for place, category in enumerate(self.categories)}

@@ -53,6 +53,26 @@ class PromptForm:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainForm(PromptForm):
+    """Texts as they are, for templates that say all there is to say (P3)."""
+
+    connection: str = ""
+    cue: str = ""
+
+    def definition(self, text: str) -> str:
+        """Returns the text."""
+        return text
+
+    def demonstration(self, number: int, demonstration: Demonstration) -> str:
+        """Returns a filled-in prompt with its target."""
+        return f"{demonstration.input}\n{demonstration.output}\n\n"
+
+    def input(self, text: str) -> str:
+        """Returns the text."""
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class PromptAssembler:
     """Joins tokenised pieces into instruction, input, prompt and target, within the length limits.
 
@@ -134,6 +154,10 @@ class PromptAssembler:
             *self.cue,
             self.eos_id,
         ]
+
+    def complete(self, prompt: Sequence[int]) -> list[int]:
+        """Returns a prompt that is complete as it is, truncated where it must be, with EOS."""
+        return [*prompt[: self.max_input_length - 1], self.eos_id]
 
     def target(self, reference: Sequence[int]) -> list[int]:
         """Returns a target, the paper's c, truncated where it must be, with EOS."""

@@ -22,7 +22,7 @@ from tagi_lightning.data.prompts import PromptForm
 from tagi_lightning.data.task import Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raise it with every change of the files a cache folder holds."""
 
 _MANIFEST = "manifest.json"
@@ -44,7 +44,12 @@ _INSTANCE_FEATURES = Features(
         "references": List(Value("string")),
         "text_ids": _IDS,
         "reference_ids": List(_IDS),
+        "prompt_ids": _IDS,
+        "choices": List(Value("string")),
+        "choice_ids": List(_IDS),
+        "gold": Value("int64"),
         "text_length": Value("int64"),
+        "prompt_length": Value("int64"),
         "target_length": Value("int64"),
     }
 )
@@ -65,11 +70,12 @@ def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: P
         form: The prompt form.
     """
     digest = hashlib.sha256()
-    header = [LAYOUT_VERSION, form.VERSION, form.connection, form.cue, tokenizer_definition(tokenizer)]
+    texts = [type(form).__name__, form.VERSION, form.connection, form.cue]
+    header = [LAYOUT_VERSION, *texts, tokenizer_definition(tokenizer)]
     digest.update(json.dumps(header).encode())
     for task in tasks:
         own = [task.name, task.category, task.definitions, [[d.input, d.output] for d in task.demonstrations]]
-        rows = [[instance.id, instance.input, instance.references] for instance in task.instances]
+        rows = [[row.id, row.input, row.references, row.prompt, row.choices, row.gold] for row in task.instances]
         digest.update(json.dumps([own, rows]).encode())
     return digest.hexdigest()
 
@@ -160,16 +166,23 @@ def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFas
     for start in tqdm(starts, desc=f"tokenising {len(tasks)} tasks", unit="chunk", mininterval=interval):
         chunk = instances[start : start + _ROWS_PER_CHUNK]
         text_ids = _ids(tokenizer, [form.input(instance.input) for instance in chunk])
-        outputs = iter(_ids(tokenizer, [text for instance in chunk for text in instance.references]))
-        reference_ids = [[next(outputs) for _ in instance.references] for instance in chunk]
+        prompt_ids = _ids(tokenizer, [instance.prompt for instance in chunk])
+        outputs = iter(_ids(tokenizer, [text for each in chunk for text in (*each.references, *each.choices)]))
+        target_ids = [[next(outputs) for _ in (*each.references, *each.choices)] for each in chunk]
+        counts = [len(instance.references) for instance in chunk]
         columns = {
             "id": [instance.id for instance in chunk],
             "text": [instance.input for instance in chunk],
             "references": [list(instance.references) for instance in chunk],
             "text_ids": text_ids,
-            "reference_ids": reference_ids,
+            "reference_ids": [ids[:count] for ids, count in zip(target_ids, counts, strict=True)],
+            "prompt_ids": prompt_ids,
+            "choices": [list(instance.choices) for instance in chunk],
+            "choice_ids": [ids[count:] for ids, count in zip(target_ids, counts, strict=True)],
+            "gold": [-1 if instance.gold is None else instance.gold for instance in chunk],
             "text_length": [len(ids) for ids in text_ids],
-            "target_length": [max(map(len, each)) for each in reference_ids],
+            "prompt_length": [len(ids) for ids in prompt_ids],
+            "target_length": [max(map(len, each)) for each in target_ids],
         }
         chunks.append(Dataset.from_dict(columns, _INSTANCE_FEATURES))
     return concatenate_datasets(chunks)

@@ -61,6 +61,10 @@ class Example:
         references: Its acceptable outputs.
         text_ids: Ids of the input's text, without cue.
         reference_ids: Ids of each reference.
+        prompt_ids: Ids of the complete prompt, where it is not definition and input joined.
+        choices: Answer choices of a ranked task.
+        choice_ids: Ids of each choice.
+        gold: Index of the right choice, -1 where there are no choices.
     """
 
     index: ExampleIndex
@@ -70,6 +74,17 @@ class Example:
     references: tuple[str, ...]
     text_ids: list[int]
     reference_ids: list[list[int]]
+    prompt_ids: Sequence[int] = ()
+    choices: tuple[str, ...] = ()
+    choice_ids: Sequence[list[int]] = ()
+    gold: int = -1
+
+
+_EXAMPLE_COLUMNS = (
+    *("id", "text", "references", "text_ids", "reference_ids"),
+    *("prompt_ids", "choices", "choice_ids", "gold"),
+)
+"""Columns of the instances, in the order of `Example`'s fields."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class TokenizedTasks:
 
     Attributes:
         tasks: The tasks in their order.
-        instances: One row an instance: id, text, references, text_ids, reference_ids, text_length, target_length.
+        instances: One row an instance: what `Example` holds of it, and text_length, prompt_length, target_length.
     """
 
     tasks: Sequence[TokenizedTask]
@@ -96,23 +111,29 @@ class TokenizedTasks:
         rows = [task.start + index.instance for task, index in zip(tasks, indices, strict=True)]
         found = self.instances[rows]
         return [
-            Example(index, task, id, text, tuple(references), text_ids, reference_ids)
-            for index, task, id, text, references, text_ids, reference_ids in zip(
-                indices,
-                tasks,
-                *(found[name] for name in ("id", "text", "references", "text_ids", "reference_ids")),
-                strict=True,
+            Example(
+                index, task, id, text, tuple(references), text_ids, reference_ids, prompt_ids, tuple(choices), *ranked
+            )
+            for index, task, id, text, references, text_ids, reference_ids, prompt_ids, choices, *ranked in zip(
+                indices, tasks, *(found[name] for name in _EXAMPLE_COLUMNS), strict=True
             )
         ]
 
     def text_lengths(self) -> list[NDArray[np.int64]]:
         """Returns, for each task, the tokens of each of its instances' texts."""
-        lengths = self._column("text_length")
-        return [lengths[task.start : task.start + task.count] for task in self.tasks]
+        return self._by_task("text_length")
+
+    def prompt_lengths(self) -> list[NDArray[np.int64]]:
+        """Returns, for each task, the tokens of each of its instances' complete prompts, 0 where it has none."""
+        return self._by_task("prompt_length")
 
     def target_lengths(self) -> NDArray[np.int64]:
-        """Returns the tokens of each instance's longest reference."""
+        """Returns the tokens of each instance's longest reference or answer choice."""
         return self._column("target_length")
+
+    def _by_task(self, name: str) -> list[NDArray[np.int64]]:
+        lengths = self._column(name)
+        return [lengths[task.start : task.start + task.count] for task in self.tasks]
 
     def _column(self, name: str) -> NDArray[np.int64]:
         column: NDArray[np.int64] = self.instances.with_format("numpy", columns=[name])[:][name]
@@ -132,7 +153,8 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
         report: Receives the findings.
     """
     limit, truncated = assembler.max_input_length, "truncated to the limit"
-    for task, lengths in zip(tasks.tasks, tasks.text_lengths(), strict=True):
+    found = zip(tasks.tasks, tasks.text_lengths(), tasks.prompt_lengths(), strict=True)
+    for task, lengths, prompts in found:
         longest = max(len(definition) for definition in task.definitions)
         if assembler.input_room(longest) < 1:
             report.error(f"definition alone longer than max_input_length={limit}", f"{task.name} ({longest} tokens)")
@@ -141,7 +163,9 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
         if assembler.demonstrations_that_fit(shown, limit - longest - 1) < len(shown):
             report.note("instruction without all its demonstrations: they do not fit", task.name)
         _note_rows(report, f"input {truncated}", task, lengths > assembler.input_room())
-        if with_prompt:
+        if with_prompt and prompts.any():
+            _note_rows(report, f"complete prompt {truncated}", task, prompts > limit - 1)
+        elif with_prompt:
             room = assembler.input_room(longest)
             _note_rows(report, f"input in its concatenated prompt {truncated}", task, lengths > room)
             dropped = (lengths > room - sum(shown)) & bool(shown)

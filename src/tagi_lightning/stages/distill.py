@@ -43,7 +43,7 @@ class Distillation(TagiStage):
     """
 
     stage_name = "distill"
-    previous = ("align", "pretrain")
+    previous: tuple[str, ...] = ("align", "pretrain")
     monitor = "val/rougeL"
 
     def __init__(

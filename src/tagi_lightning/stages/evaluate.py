@@ -77,10 +77,10 @@ class Evaluation(Stage):
     def test_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Decodes one batch."""
         start = time.perf_counter()
-        ids = self.runner.generate(batch, self.generation)
+        answers = self.runner.answer(batch, self.generation, self.tokenizer)
         self.seconds += time.perf_counter() - start
         find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
-        self.rows += to_predictions(batch, ids, self.tokenizer, find_task)
+        self.rows += to_predictions(batch, answers, self.tokenizer, find_task)
 
     def on_test_epoch_end(self) -> None:
         """Logs the scores under `test/<system>/`."""

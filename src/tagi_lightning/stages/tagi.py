@@ -7,7 +7,7 @@ from pathlib import Path
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
-from tagi_lightning.evaluation import to_predictions
+from tagi_lightning.evaluation import answer, to_predictions
 from tagi_lightning.losses import prediction_loss, update_norms
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
@@ -105,9 +105,9 @@ class TagiStage(Stage):
         loss = prediction_loss(logits, batch.labels).mean()
         self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
         if batch.references:
-            ids = self.model.generate(batch.input, adapter, batch.task_index, self.generation)
+            answers = answer(self.model, batch, batch.input, adapter, batch.task_index, self.generation, self.tokenizer)
             find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
-            self.validation_rows += to_predictions(batch, ids, self.tokenizer, find_task)
+            self.validation_rows += to_predictions(batch, answers, self.tokenizer, find_task)
 
     def on_validation_epoch_start(self) -> None:
         """Forgets the rows of the last validation."""

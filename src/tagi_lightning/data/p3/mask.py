@@ -241,7 +241,9 @@ class _Masker:
         """Returns a filter's or method's result; what depends on the row stays as it is."""
         self.step()
         if name == "choice":
-            return value if isinstance(value, Unknown) else _options([i for v in _alternatives(value) for i in _items(v)])
+            return (
+                value if isinstance(value, Unknown) else _options([i for v in _alternatives(value) for i in _items(v)])
+            )
         if isinstance(value, Options):
             return self.each(value, lambda each: self.apply(name, each, arguments))
         if isinstance(value, Unknown):

@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
 
+from tagi_lightning.data.p3.examples import Examples, ModelInput, Settings, TemplateTask
 from tagi_lightning.data.p3.lists import P3Dataset, test_datasets, train_datasets
-from tagi_lightning.data.p3.render import Filled, PromptTemplate
-from tagi_lightning.data.p3.rendered import RenderedRows
+from tagi_lightning.data.p3.render import PromptTemplate
 from tagi_lightning.data.p3.rewrite import TemplateProblem
 from tagi_lightning.data.p3.rows import Rows, open_rows
-from tagi_lightning.data.p3.sandbox import RowProblem
-from tagi_lightning.data.p3.templates import read_templates
-from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sampler import random_generator
+from tagi_lightning.data.p3.templates import TemplateSource, read_templates
+from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.splits import ValSplit, split_validation
-from tagi_lightning.data.task import Demonstration, Instance, Task, TaskSplits
+from tagi_lightning.data.task import Task, TaskSplits
 
-ModelInput = Literal["fields", "prompt"]
-"""What a model reads as b: what the row fills into the prompt, or the complete filled-in prompt."""
 TEST_SPLIT = "validation"
 """Split that test tasks are evaluated on, as T0 does: the labels of the test splits are not public."""
-STOPPED_AFTER = 10
-"""Rows in a row, from the first on, whose rendering hits a limit before a template is given up."""
 
 ADVICE = (
-    "Give the data set's rows as FOLDER/<data set>/{train,validation}.jsonl (or .parquet, or arrow folders) and "
+    "Give the data sets' rows as FOLDER/<data set>/{train,validation}.jsonl (or .parquet, or arrow folders) and "
     "promptsource's folder of templates; --data.allow_missing=true goes on without what is absent."
 )
-
-
-class Settings(NamedTuple):
-    """What decides how rows become instances.
-
-    Attributes:
-        seed: Seed of permutations and of the `choice` filter.
-        model_input: What an instance's input is.
-        with_prompt: Whether instances keep their complete prompt.
-    """
-
-    seed: int
-    model_input: ModelInput
-    with_prompt: bool
 
 
 def read_p3(
@@ -89,250 +68,156 @@ def read_p3(
         DataError: If anything is absent or cannot be used; one message names all of it.
     """
     report = report or DataReport(str(folder))
+    if held_out_instances and max_train_instances is None:
+        raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
     for path in (folder, templates):
         if not path.is_dir():
             report.error("missing folder", str(path))
     report.raise_if_errors(ADVICE)
     reader = _Reader(folder, templates, Settings(seed, model_input, with_prompt), allow_missing, report)
-    if held_out_instances and max_train_instances is None:
-        raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
-    first, count = (max_train_instances or 0, held_out_instances) if held_out_instances else (0, max_train_instances)
-    train = list(reader.tasks("training", train_datasets(subset), lambda each: reader.train_task(each, first, count)))
-    test = list(reader.tasks("test", test_datasets(), lambda each: reader.test_task(each, shots, max_test_instances)))
+    train = list(reader.train_tasks(train_datasets(subset), max_train_instances, held_out_instances))
+    test = list(reader.test_tasks(test_datasets(), max_test_instances, shots))
     if not train and not test:
         report.error("no usable task", str(folder))
     report.raise_if_errors(ADVICE)
     if held_out_instances and val_split == "instances":
         val_split = "none"
     training, validation = split_validation(train, val_split, val_share, seed)
-    return TaskSplits(
-        tuple(task for task in training if task.instances),
-        tuple(task for task in validation if task.instances),
-        tuple(test),
-    )
+    return TaskSplits(training, validation, tuple(test))
 
 
-class _Source(NamedTuple):
-    """One template over one data set."""
+def exchange_datasets(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """Gives every task the instruction of a task of another data set, drawn by seed; instances stay.
 
-    dataset: P3Dataset
-    template: PromptTemplate
-    open: Callable[[str], _Examples | None]
-
-    @property
-    def task_name(self) -> str:
-        return self.dataset.task_name(self.template.name)
-
-
-class _Examples(NamedTuple):
-    """The examples of one template in one split."""
-
-    name: str
-    count: int
-    fill: Callable[[int], Filled]
+    Raises:
+        DataError: If all tasks are of one data set.
+    """
+    by_dataset: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_dataset.setdefault(task.dataset, []).append(task)
+    if len(by_dataset) < 2:
+        raise DataError(f"another data set's instruction needs two data sets of test tasks, there is {len(by_dataset)}")
+    names = sorted(by_dataset)
+    random.Random(f"{seed}/exchange").shuffle(names)
+    givers = dict(zip(names, [by_dataset[name] for name in (*names[1:], names[0])], strict=True))
+    exchanged = []
+    for task in tasks:
+        giver = givers[task.dataset][by_dataset[task.dataset].index(task) % len(givers[task.dataset])]
+        exchanged.append(replace(task, definitions=giver.definitions, demonstrations=giver.demonstrations))
+    return exchanged
 
 
 class _Reader:
-    """Reads data sets one after another, so that one data set's rows are held at a time."""
+    """Reads data sets one after another, so that the rows of one are held at a time."""
 
-    def __init__(self, folder: Path, templates: Path, settings: Settings, allow_missing: bool, report: DataReport):
+    def __init__(
+        self, folder: Path, templates: Path, settings: Settings, allow_missing: bool, report: DataReport
+    ) -> None:
         self.folder, self.templates, self.settings, self.report = folder, templates, settings, report
         self.absent = report.note if allow_missing else report.error
 
-    def tasks(
-        self, which: str, datasets: Sequence[P3Dataset], make: Callable[[_Source], Task | None]
-    ) -> Iterable[Task]:
-        """Yields the tasks of `datasets`, and records what is absent."""
-        for dataset in datasets:
-            for source in self.sources(which, dataset, len(datasets)):
-                try:
-                    task = make(source)
-                except TemplateProblem as error:
-                    self.absent(str(error), source.task_name)
-                    continue
-                if task is not None:
-                    yield task
-
-    def sources(self, which: str, dataset: P3Dataset, listed: int) -> Iterable[_Source]:
-        """Yields the templates of a data set that can be used on its rows."""
-        path = self.templates / dataset.template_folder / "templates.yaml"
-        if not path.is_file():
-            self.absent(f"{which} set without templates.yaml ({listed} are listed)", dataset.name)
-            return
-        found = read_templates(path, self.report)
-        rows = self.raw_rows(dataset)
-        rendered = {name: self.folder / dataset.rendered_folder(name) for name in dataset.templates}
-        split = "train" if which == "training" else TEST_SPLIT
-        if not rows and not any(each.is_dir() for each in rendered.values()):
-            self.absent(f"{which} set without rows ({listed} are listed)", dataset.name)
-            return
-        for name in dataset.templates:
-            if name not in found:
-                self.absent("template that is not in its templates.yaml", dataset.task_name(name))
-                continue
-            try:
-                template = PromptTemplate(found[name])
-                _ = template.instruction
-            except TemplateProblem as error:
-                self.absent(str(error), dataset.task_name(name))
-                continue
-            if rendered[name].is_dir():
-                yield _Source(dataset, template, self._rendered(dataset, rendered[name]))
-            elif split not in rows:
-                self.absent(f"{which} template without {split} rows", dataset.task_name(name))
-            elif missing := template.missing(rows[split].columns):
-                self.absent(f"{which} template whose rows lack {', '.join(missing)}", dataset.task_name(name))
-            else:
-                yield _Source(dataset, template, self._raw(dataset, template, rows))
-
-    def raw_rows(self, dataset: P3Dataset) -> dict[str, Rows]:
-        """Returns the rows of each split there is."""
-        folders = [path for name in dataset.row_folders if (path := self.folder / name).is_dir()]
-        if not folders:
-            return {}
-        opened = {split: open_rows(folders[0], split, self.report) for split in ("train", TEST_SPLIT)}
-        return {split: rows for split, rows in opened.items() if rows is not None}
-
-    def _raw(
-        self, dataset: P3Dataset, template: PromptTemplate, rows: dict[str, Rows]
-    ) -> Callable[[str], _Examples | None]:
-        def examples(split: str) -> _Examples | None:
-            found = rows.get(split)
-            if found is None:
-                return None
-
-            def fill(position: int) -> Filled:
-                row = found[position]
-                if row is None:
-                    raise RowProblem("row that is no UTF-8 text or no JSON object")
-                return template.fill(row, f"{dataset.name}/{split}/{position}", self.settings.seed)
-
-            return _Examples(f"{dataset.name}/{split}", len(found), fill)
-
-        return examples
-
-    def _rendered(self, dataset: P3Dataset, folder: Path) -> Callable[[str], _Examples | None]:
-        if self.settings.model_input == "fields":
-            self.report.error("rendered rows hold complete prompts only: set model_input=prompt", folder.name)
-
-        def examples(split: str) -> _Examples | None:
-            rows = open_rows(folder, split, self.report)
-            if rows is None:
-                return None
-            found = RenderedRows(rows)
-            return _Examples(f"{dataset.name}/{split}", len(found), found.fill)
-
-        return examples
-
-    def train_task(self, source: _Source, first: int, count: int | None) -> Task | None:
-        """Returns a training task with its usable rows of ranks `first` on, in a permutation by (seed, task)."""
-        examples = source.open("train")
-        if examples is None:
-            self.absent("training template without train rows", source.task_name)
-            return None
-        order = random_generator(self.settings.seed, source.task_name).permutation(examples.count).tolist()
-        wanted = None if count is None else first + count
-        found = self._collect(source, examples, order, wanted, needs_gold=False)
-        kept = tuple(found.values())[first:]
-        if not kept and not first:
-            self.absent("training template without a usable row", source.task_name)
-            return None
-        if not kept:
-            self.report.note("task without held-out instances, left out", source.task_name)
-        return self._task(source, kept)
-
-    def test_task(self, source: _Source, shots: int, count: int | None) -> Task | None:
-        """Returns a test task with its usable rows in their order, and its demonstrations."""
-        examples = source.open(TEST_SPLIT)
-        if examples is None:
-            self.absent(f"test template without {TEST_SPLIT} rows", source.task_name)
-            return None
-        demonstrations, used = self.demonstrations(source, shots) if shots else ((), frozenset[int]())
-        order = [position for position in range(examples.count) if position not in used]
-        found = self._collect(source, examples, order, count, needs_gold=True)
-        if not found:
-            self.absent("test template without a usable row", source.task_name)
-            return None
-        return replace(self._task(source, tuple(found.values())), demonstrations=demonstrations)
-
-    def demonstrations(self, source: _Source, shots: int) -> tuple[tuple[Demonstration, ...], frozenset[int]]:
-        """Draws a test task's demonstrations by (seed, data set), of training rows where there are any.
+    def train_tasks(self, datasets: Sequence[P3Dataset], count: int | None, held_out: int) -> Iterator[Task]:
+        """Yields training tasks: usable rows of ranks 0 to count - 1 of a permutation by (seed, task), or later ones.
 
         Args:
-            source: The task.
-            shots: How many to draw; fewer where there are not so many usable rows, which is noted.
-
-        Returns:
-            The demonstrations, and the positions of evaluation rows that were used for them.
+            datasets: The training sets.
+            count: Instances of a task; None for all.
+            held_out: If positive, that many instances *after* the training ones instead.
         """
-        training = source.open("train")
-        examples = training or source.open(TEST_SPLIT)
-        if examples is None:
-            return (), frozenset()
-        key = (self.settings.seed, source.dataset.name, "demonstrations")
-        order = random_generator(*key).permutation(examples.count).tolist()
-        found = self._collect(source, examples, order, shots, needs_gold=False, complete=True)
-        if len(found) < shots:
-            self.report.note(f"test task with fewer than {shots} demonstrations", f"{source.task_name} ({len(found)})")
-        shown = tuple(Demonstration(each.prompt, each.references[0]) for each in found.values())
-        return shown, frozenset() if training else frozenset(found)
-
-    def _task(self, source: _Source, instances: tuple[Instance, ...]) -> Task:
-        name = source.dataset.name
-        definitions = (source.template.instruction,)
-        return Task(source.task_name, name, definitions, (), instances, name, source.template.name)
-
-    def _collect(
-        self,
-        source: _Source,
-        examples: _Examples,
-        order: Sequence[int],
-        count: int | None,
-        needs_gold: bool,
-        complete: bool = False,
-    ) -> dict[int, Instance]:
-        """Returns the first `count` usable rows of `order` by position, and notes the others.
-
-        A training template whose targets are never among its choices, such as "negative review.", is no template
-        to rank: its instances go without choices. Otherwise a row whose target is not among them is skipped.
-        """
-        found: dict[int, Instance] = {}
-        without_gold: dict[int, Instance] = {}
-        skipped: Counter[str] = Counter()
-        first: dict[str, int] = {}
-        seen = 0
-        for position in order:
-            if count is not None and max(len(found), 0 if needs_gold or found else len(without_gold)) >= count:
-                break
-            seen += 1
+        first = count or 0 if held_out else 0
+        wanted = None if count is None else first + (held_out or count)
+        for made in self.template_tasks("training", datasets, "train"):
             try:
-                filled = examples.fill(position)
-                instance = self._instance(f"{examples.name}/{position}", filled, complete)
-                if instance.choices and instance.gold is None:
-                    without_gold[position] = instance
-                    raise RowProblem("gold answer not among the choices")
-                found[position] = instance
-            except RowProblem as error:
-                kind = str(error)
-                skipped[kind] += 1
-                first.setdefault(kind, position)
-                if kind.startswith("rendering stopped") and seen == skipped[kind] == STOPPED_AFTER:
-                    raise TemplateProblem(kind) from None
-        if without_gold and not found and not needs_gold:
-            self.report.note("template whose targets are none of its choices, trained on without them", source.task_name)
-            del skipped["gold answer not among the choices"]
-            found = {position: replace(each, choices=(), gold=None) for position, each in without_gold.items()}
-        for kind, times in skipped.items():
-            self.report.note(f"row skipped: {kind}", f"{source.task_name} ({times} of {seen}, first {first[kind]})")
-        return found
+                found = made.collect("train", made.permutation("train", made.name), wanted, needs_gold=False)
+            except TemplateProblem as error:
+                self.absent(str(error), made.name)
+                continue
+            if not found:
+                self.absent("training template without a usable row", made.name)
+            elif len(found) <= first:
+                self.report.note("task without held-out instances, left out", made.name)
+            else:
+                yield made.task(list(found.values())[first:])
 
-    def _instance(self, id_: str, filled: Filled, complete: bool) -> Instance:
-        keep = complete or self.settings.with_prompt or self.settings.model_input == "prompt"
-        return Instance(
-            id=id_,
-            input=filled.prompt if self.settings.model_input == "prompt" else filled.fields,
-            references=filled.targets,
-            choices=filled.choices,
-            gold=filled.gold,
-            prompt=filled.prompt if keep else "",
-        )
+    def test_tasks(self, datasets: Sequence[P3Dataset], count: int | None, shots: int) -> Iterator[Task]:
+        """Yields test tasks: the first usable rows, without those that became demonstrations."""
+        for made in self.template_tasks("test", datasets, TEST_SPLIT, ("train",) if shots else ()):
+            try:
+                demonstrations, used = made.demonstrations(shots, TEST_SPLIT) if shots else ((), frozenset[int]())
+                order = [place for place in range(made.splits[TEST_SPLIT].count) if place not in used]
+                found = made.collect(TEST_SPLIT, order, count, needs_gold=True)
+            except TemplateProblem as error:
+                self.absent(str(error), made.name)
+                continue
+            if found:
+                yield made.task(list(found.values()), demonstrations)
+            else:
+                self.absent("test template without a usable row", made.name)
+
+    def template_tasks(
+        self, which: str, datasets: Sequence[P3Dataset], split: str, others: Sequence[str] = ()
+    ) -> Iterator[TemplateTask]:
+        """Yields the templates of `datasets` that can be used on their rows, and records what is absent.
+
+        Args:
+            which: What the report calls them, training or test.
+            datasets: The data sets.
+            split: Split whose rows are needed.
+            others: Splits whose rows are taken, too, where there are any.
+        """
+        for dataset in datasets:
+            path = self.templates / dataset.template_folder / "templates.yaml"
+            if not path.is_file():
+                self.absent(f"{which} set without templates.yaml ({len(datasets)} are listed)", dataset.name)
+                continue
+            rows = self.raw_rows(dataset, (split, *others))
+            if not rows and not any(self.rendered_folder(dataset, name).is_dir() for name in dataset.templates):
+                self.absent(f"{which} set without rows ({len(datasets)} are listed)", dataset.name)
+                continue
+            found = read_templates(path, self.report)
+            for name in dataset.templates:
+                if name not in found:
+                    self.absent("template that is not in its templates.yaml", dataset.task_name(name))
+                    continue
+                try:
+                    yield self.template_task(dataset, found[name], rows, split, others)
+                except TemplateProblem as error:
+                    self.absent(str(error), dataset.task_name(name))
+
+    def template_task(
+        self, dataset: P3Dataset, source: TemplateSource, rows: dict[str, Rows], split: str, others: Sequence[str]
+    ) -> TemplateTask:
+        """Returns a template with its examples.
+
+        Raises:
+            TemplateProblem: If it cannot be used on the rows of `split`.
+        """
+        template = PromptTemplate(source)
+        folder = self.rendered_folder(dataset, source.name)
+        splits: dict[str, Examples] = {}
+        for each in (split, *others):
+            name = f"{dataset.name}/{each}"
+            if folder.is_dir():
+                rendered = open_rows(folder, each, self.report)
+                if rendered is not None:
+                    splits[each] = Examples.rendered(name, rendered)
+            elif each in rows:
+                if not (missing := template.missing(rows[each].columns)):
+                    splits[each] = Examples.raw(name, template, rows[each], self.settings.seed)
+                elif each == split:
+                    raise TemplateProblem(f"template whose {split} rows lack {', '.join(missing)}")
+        if split not in splits:
+            raise TemplateProblem(f"template without {split} rows")
+        if folder.is_dir() and self.settings.model_input == "fields":
+            self.report.error("rendered rows, which hold complete prompts only: set model_input=prompt", folder.name)
+        return TemplateTask(dataset, template, splits, self.settings, self.report)
+
+    def rendered_folder(self, dataset: P3Dataset, template: str) -> Path:
+        """Returns where a template's rendered rows would be."""
+        return self.folder / dataset.rendered_folder(template)
+
+    def raw_rows(self, dataset: P3Dataset, splits: Sequence[str]) -> dict[str, Rows]:
+        """Returns the rows of those of `splits` that there are."""
+        folders = [path for name in dataset.row_folders if (path := self.folder / name).is_dir()]
+        opened = {split: open_rows(folders[0], split, self.report) for split in splits} if folders else {}
+        return {split: rows for split, rows in opened.items() if rows is not None}

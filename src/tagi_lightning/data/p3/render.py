@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
-from jinja2 import Template
+from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
 
-from tagi_lightning.data.p3.mask import mask
-from tagi_lightning.data.p3.rewrite import SEPARATOR, TemplateProblem, check_constructs, rewrite, survey
-from tagi_lightning.data.p3.rewrite import holds_separator as _holds_separator
-from tagi_lightning.data.p3.sandbox import (
+from tagi_lightning.data.p3.limits import (
     FILL,
     FILL_END,
     MAX_CHARACTERS,
@@ -25,9 +22,18 @@ from tagi_lightning.data.p3.sandbox import (
     LimitError,
     RenderState,
     RowProblem,
-    TemplateEnvironment,
     remove_marks,
 )
+from tagi_lightning.data.p3.mask import mask
+from tagi_lightning.data.p3.rewrite import (
+    SEPARATOR,
+    TemplateProblem,
+    check_constructs,
+    holds_separator,
+    rewrite,
+    survey,
+)
+from tagi_lightning.data.p3.sandbox import TemplateEnvironment
 from tagi_lightning.data.p3.templates import TemplateSource
 
 PROTECTED = "3ed2dface8203c4c9dfb1a5dc58e41e0"
@@ -75,36 +81,40 @@ class PromptTemplate:
             TemplateProblem: If it cannot be used on any row.
         """
         self.source = source
-        tree = _parse(source.jinja)
-        if not _holds_separator(tree):
+        try:
+            self._build(_parse(source.jinja), _parse(source.answer_choices) if source.answer_choices.strip() else None)
+        except RecursionError:
+            raise TemplateProblem("template that is nested too deeply") from None
+
+    def _build(self, tree: nodes.Template, choices: nodes.Template | None) -> None:
+        if not holds_separator(tree):
             raise TemplateProblem(f"template without {SEPARATOR}")
+        self.instruction = mask(tree, choices)
+        """The paper's a: the prompt rendered without any row, each field as `[field]`."""
+        if not self.instruction:
+            raise TemplateProblem("template whose instruction is empty")
         about = survey(tree)
-        choices = _parse(source.answer_choices) if source.answer_choices.strip() else None
         about_choices = survey(choices) if choices else None
         if about.choices and choices is None:
             raise TemplateProblem("template that uses answer choices but has none")
         if about_choices and about_choices.choices:
             raise TemplateProblem("answer choices made from themselves")
         self.ranked = choices is not None
-        self.fields = about.fields | (about_choices.fields if about_choices else frozenset())
-        self._optional = about.optional - (about_choices.fields if about_choices else frozenset())
+        choice_fields = about_choices.fields if about_choices else frozenset()
+        self.fields = about.fields | choice_fields
+        self._optional = about.optional - choice_fields
         self._deciding = about.deciding
-        rewrite(tree, about.deciding, literal_choices=not (about_choices and about_choices.fields))
+        rewrite(tree, about, literal_choices=not choice_fields)
         self._prompt = _compile(tree)
-        if choices is not None:
-            rewrite(choices, frozenset(), literal_choices=True, marks=False)
-        self._choices = _compile(choices) if choices is not None else None
+        self._choices = None
+        if choices is not None and about_choices is not None:
+            rewrite(choices, about_choices, literal_choices=True, marks=False)
+            self._choices = _compile(choices)
 
     @property
     def name(self) -> str:
         """The template's name."""
         return self.source.name
-
-    @cached_property
-    def instruction(self) -> str:
-        """The paper's a: the prompt rendered without any row, each field as `[field]`."""
-        choices = self.source.answer_choices
-        return mask(_parse(self.source.jinja), _parse(choices) if choices.strip() else None)
 
     def missing(self, columns: Collection[str]) -> list[str]:
         """Returns the fields that the template needs and that are not among `columns`, sorted."""
@@ -123,7 +133,10 @@ class PromptTemplate:
             TemplateProblem: If the template does what none may.
         """
         self._check_label(row)
-        context = {name: _protect(row[name]) for name in self.fields if name in row}
+        try:
+            context = {name: _protect(row[name]) for name in self.fields if name in row}
+        except RecursionError:
+            raise RowProblem("row that is nested too deeply") from None
         key = f"{seed}/{row_id}"
         choices: tuple[str, ...] = ()
         if self._choices is not None:
@@ -156,21 +169,21 @@ class PromptTemplate:
                 raise RowProblem(f"row without label ({name} is {value!r})")
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str) -> nodes.Template:
     if len(text) > MAX_SOURCE:
         raise TemplateProblem(f"template of more than {MAX_SOURCE:,} characters")
     try:
         tree = _environment().parse(text)
-    except (TemplateError, RecursionError) as error:
+    except TemplateError as error:
         raise TemplateProblem(f"template syntax error: {error}") from None
     check_constructs(tree)
     return tree
 
 
-def _compile(tree: Any) -> Template:
+def _compile(tree: nodes.Template) -> Template:
     try:
         return _environment().from_string(tree)
-    except (TemplateError, RecursionError, SyntaxError, MemoryError) as error:
+    except (TemplateError, SyntaxError, MemoryError) as error:
         raise TemplateProblem(f"template syntax error: {error}") from None
 
 

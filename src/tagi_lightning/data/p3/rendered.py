@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from tagi_lightning.data.p3.limits import RowProblem
 from tagi_lightning.data.p3.render import Filled, check_choices
 from tagi_lightning.data.p3.rows import Row, Rows
-from tagi_lightning.data.p3.sandbox import RowProblem
 
 
 class RenderedRows:

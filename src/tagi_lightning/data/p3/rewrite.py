@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.visitor import NodeTransformer
 
-from tagi_lightning.data.p3.sandbox import remove_marks
+from tagi_lightning.data.p3.limits import remove_marks
 
 SEPARATOR = "|||"
 """Stands between a prompt and its targets, and between answer choices."""
@@ -46,7 +47,7 @@ def check_constructs(tree: nodes.Template) -> None:
 def holds_separator(node: nodes.Node) -> bool:
     """Whether the ||| stands within `node`."""
     return any(
-        SEPARATOR in str(each.data if isinstance(each, nodes.TemplateData) else each.value)
+        SEPARATOR in str(getattr(each, "data", None) or getattr(each, "value", ""))
         for each in _with_self(node, (nodes.TemplateData, nodes.Const))
     )
 
@@ -71,12 +72,14 @@ class Survey:
         fields: All it reads.
         optional: Those it can do without: tested by `is defined`, given a default, or tested within the prompt.
         deciding: Those that its targets, or the condition around them, read.
+        printed: Those that expressions printed in the prompt read.
         choices: Whether it reads the answer choices.
     """
 
     fields: frozenset[str]
     optional: frozenset[str]
     deciding: frozenset[str]
+    printed: frozenset[str]
     choices: bool
 
 
@@ -86,15 +89,16 @@ def survey(tree: nodes.Template) -> Survey:
     fields = frozenset(undeclared - PROVIDED)
     optional: set[str] = set()
     deciding: set[str] = set()
+    printed: set[str] = set()
     for node in tree.find_all((nodes.Test, nodes.Filter)):
         if node.name in ("defined", "undefined", "default", "d") and isinstance(node.node, nodes.Name):  # type: ignore[attr-defined]
             optional.add(node.node.name)  # type: ignore[attr-defined]
-    _survey(tree.body, False, optional, deciding)
-    return Survey(fields, fields & optional, fields & deciding, "answer_choices" in undeclared)
+    _survey(tree.body, False, optional, deciding, printed)
+    return Survey(fields, fields & optional, fields & deciding, fields & printed, "answer_choices" in undeclared)
 
 
-def _survey(body: Iterable[nodes.Node], after: bool, optional: set[str], deciding: set[str]) -> bool:
-    """Adds to `optional` and `deciding`; returns whether the ||| has been passed."""
+def _survey(body: Iterable[nodes.Node], after: bool, optional: set[str], deciding: set[str], printed: set[str]) -> bool:
+    """Adds to the sets; returns whether the ||| has been passed."""
     for node in body:
         if isinstance(node, nodes.If):
             outside = after or holds_separator(node)
@@ -102,16 +106,16 @@ def _survey(body: Iterable[nodes.Node], after: bool, optional: set[str], decidin
                 deciding.update(names_in(node.test))
             else:
                 optional.update(each.name for each in _operands(node.test) if isinstance(each, nodes.Name))
-            branches = [_survey(part, after, optional, deciding) for part in (node.body, node.elif_, node.else_)]
-            after = any(branches)
+            parts = (node.body, node.elif_, node.else_)
+            passed = [_survey(part, after, optional, deciding, printed) for part in parts]
+            after = any(passed)
         elif isinstance(node, nodes.For):
             if after or holds_separator(node):
                 deciding.update(names_in(node.iter))
-            after = _survey([*node.body, *node.else_], after, optional, deciding)
+            after = _survey([*node.body, *node.else_], after, optional, deciding, printed)
         elif isinstance(node, nodes.Output):
             for child in node.nodes:
-                if after:
-                    deciding.update(names_in(child))
+                (deciding if after else printed).update(names_in(child))
                 after = after or holds_separator(child)
         elif after:
             deciding.update(names_in(node))
@@ -130,20 +134,22 @@ def _operands(test: nodes.Node) -> list[nodes.Node]:
 class Rewriter(NodeTransformer):
     """Puts budget, bounds and marks into a template's tree.
 
-    Loops are counted and built values bounded. What the prompt prints of a row is marked; so is, printed as
-    nothing, what a condition within the prompt reads, unless the targets read it, too. `choice` among the
-    targets is another filter than within the prompt, so that every target can be had.
+    Loops are counted and built values bounded. What the prompt prints of a row is marked. So is what only a
+    condition within the prompt reads, as it decides the wording; unless the targets read it, too, and it would
+    give them away. `choice` among the targets is another filter than within the prompt, so that every target can
+    be had.
     """
 
-    def __init__(self, deciding: frozenset[str], literal_choices: bool, marks: bool = True) -> None:
+    def __init__(self, about: Survey, literal_choices: bool, marks: bool = True) -> None:
         """Takes what is known of the template.
 
         Args:
-            deciding: Fields its targets read.
+            about: Its fields.
             literal_choices: Whether its answer choices are the same for every row.
             marks: Whether to mark what is printed.
         """
-        self.deciding, self.marks = deciding, marks
+        self.untold = about.deciding | about.printed
+        self.marks = marks
         self.after = False
         self.from_row: dict[str, bool] = {"answer_choices": not literal_choices, "range": False, "loop": False}
 
@@ -173,7 +179,7 @@ class Rewriter(NodeTransformer):
         if within and self.marks:
             tests = [node.test, *(each.test for each in node.elif_)]
             names = (name for test in tests for name in names_in(test))
-            told = dict.fromkeys(n for n in names if n not in self.from_row and n not in self.deciding)
+            told = dict.fromkeys(n for n in names if n not in self.from_row and n not in self.untold)
         self._condition(node, within)
         tells = [_filter(_filter(nodes.Name(name, "load"), " truth"), " tell") for name in told]
         return [nodes.Output(tells, lineno=node.lineno), node] if tells else [node]
@@ -189,7 +195,7 @@ class Rewriter(NodeTransformer):
         node.else_ = self._body(node.else_)
         self.after = passed or self.after
 
-    def _truth(self, test: nodes.Expr) -> nodes.Expr:
+    def _truth(self, test: Any) -> Any:
         if isinstance(test, nodes.Not):
             test.node = self._truth(test.node)
             return test
@@ -248,7 +254,8 @@ def _filter(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def rewrite(tree: nodes.Template, deciding: frozenset[str], literal_choices: bool, marks: bool = True) -> None:
+def rewrite(tree: nodes.Template, about: Survey, literal_choices: bool, marks: bool = True) -> None:
     """Rewrites `tree` in place; see `Rewriter`."""
-    new: nodes.Template = Rewriter(deciding, literal_choices, marks).visit(tree)
-    new.set_environment(tree.environment)
+    new: nodes.Template = Rewriter(about, literal_choices, marks).visit(tree)
+    if tree.environment is not None:
+        new.set_environment(tree.environment)

@@ -1,0 +1,99 @@
+"""P3: prompt templates as instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from data_modules.instruction import InstructionDataModule, ResumableLoader
+from tagi_lightning.data.p3 import exchange_datasets, read_p3
+from tagi_lightning.data.prompts import PlainForm, PromptAssembler
+from tagi_lightning.data.report import DataReport
+from tagi_lightning.data.task import Task, TaskSplits
+from tagi_lightning.data.token_cache import load_or_tokenize
+from tagi_lightning.data.tokenized import TokenizedTasks
+
+
+class P3DataModule(InstructionDataModule):
+    """T0's training sets and eleven test tasks, one task a template, categories being the data sets.
+
+    The instruction is the template rendered without a row. The concatenated prompt of `with_prompt` is the
+    filled-in template. Batches of validation and test carry the answer choices of ranked tasks.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: str,
+        templates: str | None = None,
+        subset: int | list[str] = 36,
+        model_input: Literal["fields", "prompt"] = "fields",
+        shots: int = 0,
+        max_examples_per_template: int = 1000,
+        max_test_instances: int | None = None,
+        max_input_length: int = 512,
+        max_output_length: int = 64,
+        **kwargs: Any,
+    ) -> None:
+        """Takes the settings; nothing is read before `prepare_data`.
+
+        Args:
+            folder: Rows, FOLDER/<data set>/{train,validation}, raw or rendered.
+            tokenizer: Tokenizer folder or hub id.
+            templates: promptsource's folder of templates; null for FOLDER_templates beside the rows.
+            subset: Size of one of the paper's subsets of training sets (5, 10, 20, 36) or their names.
+            model_input: What a model reads: what the row fills into the prompt, or the complete prompt.
+            shots: Demonstrations drawn for each test task, for in-context baselines.
+            max_examples_per_template: Instances taken of a training task.
+            max_test_instances: Instances taken of a test task; null takes all.
+            max_input_length: Tokens of an instruction, an input or a complete prompt at most.
+            max_output_length: Tokens of a target or an answer choice at most.
+            **kwargs: As for every instruction data module.
+        """
+        super().__init__(
+            folder,
+            tokenizer,
+            setting="def",
+            categories=None,
+            max_train_instances=max_examples_per_template,
+            max_test_instances=max_test_instances,
+            max_input_length=max_input_length,
+            max_output_length=max_output_length,
+            **kwargs,
+        )
+        self.templates = Path(templates) if templates else self.folder.with_name(f"{self.folder.name}_templates")
+        self.subset, self.model_input, self.shots = subset, model_input, shots
+
+    def read(self, report: DataReport, held_out_instances: int = 0) -> TaskSplits:
+        """Reads the templates and renders their rows."""
+        return read_p3(
+            self.folder,
+            self.templates,
+            subset=self.subset,
+            model_input=self.model_input,
+            with_prompt=self.with_prompt,
+            shots=self.shots,
+            allow_missing=self.allow_missing,
+            seed=self.seed,
+            max_train_instances=self.max_train_instances,
+            max_test_instances=self.max_test_instances,
+            held_out_instances=held_out_instances,
+            val_split=self.val_split,
+            val_share=self.val_share,
+            report=report,
+        )
+
+    @cached_property
+    def assembler(self) -> PromptAssembler:
+        """Ends texts within the length limits; templates need nothing around them."""
+        limits = (self.max_input_length, self.max_output_length)
+        return PromptAssembler.from_tokenizer(self.tokenizer, 0, *limits, PlainForm())
+
+    def wrong_instruction_dataloader(self) -> ResumableLoader:
+        """Returns the test tasks' instances, each task under a template of another data set."""
+        return self._evaluation(self._tokenized(exchange_datasets(self.splits.test, self.seed)))
+
+    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
+        return load_or_tokenize(tasks, self.tokenizer, self.cache_dir, PlainForm())

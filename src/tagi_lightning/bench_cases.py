@@ -1,0 +1,75 @@
+"""The cases of the benchmark. Models have random weights; lengths are those of the real tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.backbones import Backbone, build_backbone
+from tagi_lightning.backbones.loading import t5_config
+from tagi_lightning.bench import Result, in_turn, summarize
+from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
+
+RANKED_LENGTHS = {"rte": (75, 2, 2), "anli": (105, 3, 3), "hellaswag": (110, 4, 30)}
+"""Mean tokens of the input, number of choices and tokens of a choice, of P3's RTE, ANLI and HellaSwag templates."""
+
+BATCH = 32
+
+
+def random_tokens(rows: int, length: int, vocabulary: int, seed: int) -> Tokens:
+    """Returns full rows of random tokens [rows, length]."""
+    ids = torch.randint(3, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return Tokens(ids, torch.ones_like(ids))
+
+
+def backbone(size: str) -> Backbone:
+    """Returns a T5 of a built-in size with random weights, frozen."""
+    model = build_backbone(t5_config(size), size)
+    model.freeze()
+    return model.eval()
+
+
+@torch.no_grad()
+def rank_scoring(size: str, repeats: int) -> list[Result]:
+    """Choices ranked with a shared encoding, against the least that sharing the encoder allows.
+
+    The bound is (E + C D) / (C (E + D)) of one full forward a choice, E being the encoder's time and D a choice's,
+    both measured in the same repeat.
+    """
+    model, results = backbone(size), []
+    nothing = TaskAdapter()
+    for name, (length, choices, answer) in RANKED_LENGTHS.items():
+        inputs = random_tokens(BATCH, length, model.vocabulary_size, seed=0)
+        labels = random_tokens(BATCH * choices, answer, model.vocabulary_size, seed=1).ids
+        index = torch.arange(BATCH).repeat_interleave(choices)
+        task = torch.zeros(BATCH, dtype=torch.long)
+
+        def shared(inputs: Tokens = inputs, labels: Tensor = labels, index: Tensor = index) -> None:
+            model.score(inputs, labels, index, nothing, task)  # noqa: B023
+
+        def one_choice(inputs: Tokens = inputs, labels: Tensor = labels, step: int = choices) -> None:
+            logits = model(inputs, labels[::step], nothing, task)  # noqa: B023
+            torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[::step], ignore_index=IGNORE_INDEX)
+
+        def encoder(inputs: Tokens = inputs) -> None:
+            model.encode(inputs)
+
+        times = in_turn([shared, one_choice, encoder], repeats)
+        ratios = []
+        for scored, forward, encoded in times:
+            decoded = max(forward - encoded, 0.0)
+            ratios.append(scored / (encoded + choices * decoded))
+        parts = {
+            part: median(row[place] for row in times) for place, part in enumerate(("shared", "forward", "encoder"))
+        }
+        compares = f"{choices} choices of {answer} tokens on {length}: shared encoding / (E + C D)"
+        results.append(summarize(f"rank_{name}", compares, ratios, 1.10, size=size, seconds=parts))
+    return results
+
+
+CASES: dict[str, Callable[[str, int], list[Result]]] = {"rank": rank_scoring}
+"""Groups of cases by name."""

@@ -1,0 +1,82 @@
+"""P3's averages over its eleven test tasks, beside the paper's own rows over the same tasks (Tables 3 and 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+ANLI = ("anli_r1", "anli_r2", "anli_r3")
+STORY_CLOZE = "story_cloze_2016"
+MTEST11 = (
+    *ANLI,
+    "hellaswag",
+    "super_glue_cb",
+    "super_glue_copa",
+    "super_glue_rte",
+    "super_glue_wic",
+    "super_glue_wsc.fixed",
+    "winogrande_winogrande_xl",
+    STORY_CLOZE,
+)
+"""The test tasks, by P3's names."""
+
+
+@cache
+def paper_table(name: str) -> tuple[dict[str, Any], ...]:
+    """Returns the rows of one of the paper's tables, as printed."""
+    text = resources.files("tagi_lightning").joinpath("paper.yaml").read_text(encoding="utf-8")
+    return tuple(yaml.safe_load(text)[name])
+
+
+def average(accuracies: Mapping[str, float]) -> dict[str, Any]:
+    """Averages accuracies over the test tasks that are there.
+
+    Args:
+        accuracies: Accuracy by task, 0 to 100; tasks that are not of the eleven are left out.
+
+    Returns:
+        With all eleven: `MTest11`, their mean, and `HyperT5`, the mean without StoryCloze and with ANLI counted once.
+        Otherwise `mean` over the `k` present ones and the `missing`. Nothing where none is present.
+    """
+    present = {task: accuracies[task] for task in MTEST11 if accuracies.get(task) is not None}
+    if not present:
+        return {}
+    if len(present) < len(MTEST11):
+        missing = [task for task in MTEST11 if task not in present]
+        return {"mean": fmean(present.values()), "k": len(present), "missing": missing}
+    others = [present[task] for task in MTEST11 if task not in (*ANLI, STORY_CLOZE)]
+    anli = fmean(present[task] for task in ANLI)
+    return {"MTest11": fmean(present.values()), "HyperT5": fmean([anli, *others])}
+
+
+def describe(system: str, by_task: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Returns lines with a system's averages by both scoring rules, beside the paper's rows over the same tasks.
+
+    Args:
+        system: What the lines call it.
+        by_task: The `by_task` of its metrics.
+    """
+    lines = []
+    for key, rule in (("accuracy_sum", "sum"), ("accuracy_mean", "mean per token")):
+        found = average({task: scores[key] for task, scores in by_task.items() if key in scores})
+        if not found:
+            return []
+        lines.append(f"{system}, ranked by {rule}: {_shown(found)}")
+    tasks = [task for task in MTEST11 if task in by_task]
+    for row in paper_table("table10"):
+        if all(task in row for task in tasks):
+            name = f"paper, {row['row']}" + (f" {row['size']}" if row["size"] != "any" else "")
+            quoted = "" if row["source"] == "TAGI" else f" (quoted from {row['source']})"
+            lines.append(f"  {name}{quoted}: {_shown(average({task: row[task] for task in tasks}))}")
+    return lines
+
+
+def _shown(found: Mapping[str, Any]) -> str:
+    if "MTest11" in found:
+        return f"MTest11 {found['MTest11']:.1f}, HyperT5 average {found['HyperT5']:.1f}"
+    return f"mean over {found['k']} of {len(MTEST11)} {found['mean']:.1f}"

@@ -1,0 +1,46 @@
+"""`tagi bench`: ratios of two things timed in turn, as a table and as JSON."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jsonargparse
+
+
+def bench(cases: list[str] | None = None, size: str = "small", repeats: int = 7, output: str | None = None) -> None:
+    """Run the benchmark.
+
+    Args:
+        cases: Groups of cases; all where none is named.
+        size: Built-in size of the models, with random weights.
+        repeats: Paired repeats of each case.
+        output: JSON file for the figures, with machine, threads, versions and commit.
+    """
+    import torch
+
+    from tagi_lightning.bench import table
+    from tagi_lightning.bench_cases import CASES
+    from tagi_lightning.cli.runs import environment, write_json
+
+    wanted = cases or list(CASES)
+    if unknown := [name for name in wanted if name not in CASES]:
+        raise ValueError(f"unknown cases {', '.join(unknown)}; choose from {', '.join(CASES)}")
+    results = []
+    for name in wanted:
+        print(f"bench: {name}", file=sys.stderr, flush=True)
+        results += CASES[name](size, repeats)
+    print(table(results))
+    if output:
+        facts = {"threads": torch.get_num_threads(), "device": "cpu", **environment()}
+        write_json(Path(output), {"results": [result.to_json() for result in results], **facts})
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi bench`; returns the exit code."""
+    try:
+        jsonargparse.auto_cli(bench, args=args, as_positional=False, prog="tagi bench", allow_abbrev=False)
+    except (ValueError, OSError) as error:
+        print(f"tagi bench: {error}", file=sys.stderr)
+        return 1
+    return 0
