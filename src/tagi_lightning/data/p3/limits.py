@@ -89,6 +89,7 @@ def weigh(values: Iterable[Any]) -> int:
 
     Raises:
         LimitError: If that is more than allowed; nothing is built to find out.
+        RowProblem: If a value has no text.
     """
     total, stack = 0, list(values)
     while stack:
@@ -103,6 +104,8 @@ def weigh(values: Iterable[Any]) -> int:
             stack.extend(value)
         elif isinstance(value, int):
             total += value.bit_length() // 3
+        elif value is not None and not isinstance(value, float):
+            check_printable(value)
         if total + len(stack) > MAX_CHARACTERS:
             raise LimitError(f"more than {MAX_CHARACTERS:,} characters")
     return total
@@ -118,12 +121,17 @@ def to_text(value: Any) -> str:
         return value
     if value is None:
         raise RowProblem("empty (null) field printed")
-    if isinstance(value, Undefined):
-        return str(value)
-    if not isinstance(value, int | float | list | tuple | dict):
-        raise RowProblem(f"{type(value).__name__} printed, which is no text")
+    check_printable(value)
     weigh([value])
     return str(value)
+
+
+def check_printable(value: Any) -> None:
+    """Raises an error for a value that has no text: undefined, a function or an iterator."""
+    if isinstance(value, Undefined):
+        str(value)
+    if not isinstance(value, int | float | list | tuple | dict):
+        raise RowProblem(f"{type(value).__name__} printed, which is no text")
 
 
 def state_of(context: Context) -> RenderState:

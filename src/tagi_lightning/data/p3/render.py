@@ -83,6 +83,8 @@ class PromptTemplate:
         self.source = source
         try:
             self._build(_parse(source.jinja), _parse(source.answer_choices) if source.answer_choices.strip() else None)
+        except TemplateError as error:
+            raise TemplateProblem(f"template syntax error: {error.message}") from None
         except RecursionError:
             raise TemplateProblem("template that is nested too deeply") from None
 
@@ -172,10 +174,7 @@ class PromptTemplate:
 def _parse(text: str) -> nodes.Template:
     if len(text) > MAX_SOURCE:
         raise TemplateProblem(f"template of more than {MAX_SOURCE:,} characters")
-    try:
-        tree = _environment().parse(text)
-    except TemplateError as error:
-        raise TemplateProblem(f"template syntax error: {error}") from None
+    tree = _environment().parse(text)
     check_constructs(tree)
     return tree
 
@@ -183,7 +182,7 @@ def _parse(text: str) -> nodes.Template:
 def _compile(tree: nodes.Template) -> Template:
     try:
         return _environment().from_string(tree)
-    except (TemplateError, SyntaxError, MemoryError) as error:
+    except (SyntaxError, MemoryError) as error:
         raise TemplateProblem(f"template syntax error: {error}") from None
 
 
