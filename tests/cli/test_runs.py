@@ -61,15 +61,20 @@ def test_no_record_is_empty_and_a_damaged_one_an_error(tmp_path):
         read_run(tmp_path)
 
 
-def test_the_environment_names_versions_and_the_commit(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert git_state() == {"commit": None, "dirty": None}
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "x"], check=True)
-    assert git_state()["dirty"] is False
+def test_the_commit_is_that_of_the_checkout_that_tracks_the_file(tmp_path):
+    file = tmp_path / "module.py"
+    file.touch()
+    assert git_state(file) == {"commit": None, "dirty": None}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    assert git_state(file) == {"commit": None, "dirty": None}
+    subprocess.run([*git, "add", "module.py"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
+    assert len(git_state(file)["commit"]) == 40
+    assert git_state(file)["dirty"] is False
     (tmp_path / "new").touch()
-    found = environment()
-    assert len(found["commit"]) == 40
-    assert found["dirty"] is True
-    assert found["versions"]["torch"] != "not installed"
+    assert git_state(file)["dirty"] is True
+
+
+def test_the_environment_names_versions():
+    assert environment()["versions"]["torch"] != "not installed"

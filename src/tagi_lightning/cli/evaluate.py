@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
-from tagi_lightning.cli.lightning_cli import TagiCLI, plain
+from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
 from tagi_lightning.cli.runs import environment
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
@@ -32,6 +32,13 @@ class EvaluateCLI(TagiCLI):
         """Adds `--overwrite`."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--overwrite", type=bool, default=False, help="Replace results that are already there.")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses a training stage."""
+        stage = locate_stage(self.config)
+        if not issubclass(stage, Evaluation):
+            raise ValueError(f"{stage.stage_name} is a training stage; run it with tagi fit")
+        super().before_instantiate_classes()
 
 
 def check_systems(names: tuple[str, ...]) -> None:
@@ -70,6 +77,9 @@ class Evaluator:
                 continue
             print(f"evaluate: {name}", flush=True)
             rows, facts = self.heuristic(name) if name in HEURISTICS else self.decode(name)
+            if self.partial:
+                print(f"evaluate: {name} answered {len(rows)} instances; a limited evaluation is not kept", flush=True)
+                continue
             metrics = aggregate(rows) | {"system": name, "seed": self.cli.config.seed_everything, **facts}
             target.mkdir(parents=True, exist_ok=True)
             write_predictions(target / PREDICTIONS, rows, overwrite=True)
@@ -77,8 +87,16 @@ class Evaluator:
             (target / "config.yaml").write_text(config, encoding="utf-8")
             write_metrics(target / METRICS, metrics | environment(), overwrite=True)
         evaluations = read_evaluations(self.folder.parent)
+        if not evaluations:
+            return
         print(comparison_table(evaluations))
         print(benchmark_lines(evaluations))
+
+    @property
+    def partial(self) -> bool:
+        """Whether the trainer's options leave out part of the data."""
+        trainer = self.cli.trainer
+        return bool(trainer.fast_dev_run) or trainer.limit_test_batches != 1.0  # type: ignore[attr-defined]
 
     def loader(self, spec: SystemSpec) -> DataLoader[TaskBatch]:
         """Returns the batches that a system reads."""
@@ -107,7 +125,7 @@ class Evaluator:
         }
         if spec.adapter == "generated":
             facts |= {"weights": str(stage.weights), "weights_digest": stage.model.digest()}
-        if stage.flops:
+        if stage.flops and not self.partial:
             facts["flops"] = self.flops(name)
             reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
             facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)

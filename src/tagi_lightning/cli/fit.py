@@ -12,9 +12,10 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
-from tagi_lightning.cli.lightning_cli import TagiCLI, plain, stage_folder
+from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, read_run
 from tagi_lightning.stages.base import MODEL
+from tagi_lightning.stages.evaluate import Evaluation
 
 
 class FitCLI(TagiCLI):
@@ -25,6 +26,8 @@ class FitCLI(TagiCLI):
 
     def before_instantiate_classes(self) -> None:
         """Compares the configuration with the one in the run folder and looks for a checkpoint."""
+        if issubclass(locate_stage(self.config), Evaluation):
+            raise ValueError("evaluate trains nothing; run it with tagi evaluate")
         super().before_instantiate_classes()
         folder = stage_folder(self.config)
         if self.config.trainer.fast_dev_run:

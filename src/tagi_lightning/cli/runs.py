@@ -53,14 +53,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return differing
 
 
-def git_state() -> dict[str, Any]:
-    """Returns the commit of the working directory and whether it has uncommitted changes; null outside git."""
+def git_state(file: Path = Path(__file__)) -> dict[str, Any]:
+    """Returns the commit of the checkout that tracks `file`, this package's by default, and whether it has changes.
+
+    Both are null where no git repository tracks the file, as in an installed package.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(file.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        git("ls-files", "--error-unmatch", file.name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(status.strip())}
 
 
 def environment() -> dict[str, Any]:
