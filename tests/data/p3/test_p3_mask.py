@@ -38,7 +38,8 @@ MASKS = {
         "- [a] - [b]",
     ),
     "choices from a list": (
-        "{{ question | replace('_', answer_choices | join(' or ')) }} Choose: {{ answer_choices | join(' or ') }} ||| x",
+        "{{ question | replace('_', answer_choices | join(' or ')) }} Choose: "
+        "{{ answer_choices | join(' or ') }} ||| x",
         "{{choices.text | join('|||')}}",
         "[question] Choose: [choices.text]",
     ),
@@ -91,12 +92,10 @@ def test_instructions_written_by_hand(name):
 
 
 FIELD = st.sampled_from(["alpha", "beta", "gamma"])
-SHAPE = st.sampled_from(
-    ["{{F}}", "{{ F }}", "{{ F | trim }}", "{{F}}{{F[9999:]}}", "{{ [F] | join(', ') }}", "{{ '' ~ F }}"]
-)
+SHAPES = ["{{F}}", "{{ F }}", "{{ F | trim }}", "{{F}}{{F[9999:]}}", "{{ [F] | join(', ') }}", "{{ '' ~ F }}"]
 PIECE = st.one_of(
     st.text("abc ?.:-\n", min_size=1, max_size=9),
-    st.builds(lambda shape, field: " " + shape.replace("F", field) + " ", SHAPE, FIELD),
+    st.builds(lambda shape, field: " " + shape.replace("F", field) + " ", st.sampled_from(SHAPES), FIELD),
     st.builds(lambda field: "{% set v = " + field + " %}({{v}})", FIELD),
     st.builds(lambda field: "{% for v in [" + field + "] %}<{{v}}>{% endfor %}", FIELD),
 )

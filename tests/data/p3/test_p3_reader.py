@@ -77,10 +77,8 @@ def test_one_task_for_each_template(folder):
         assert each.references == (("no", "yes")[number % 2],)
     said = task(splits.train, "glue_mrpc/generate_paraphrase")
     assert (len(said.instances), {each.choices for each in said.instances}) == (20, {()})
-    assert report.notes["row skipped: row that the template leaves out"] == [
-        f"{said.name} (20 of 40, first {found})"
-        for found in [report.notes["row skipped: row that the template leaves out"][0].split("first ")[1][:-1]]
-    ]
+    (place,) = report.notes["row skipped: row that the template leaves out"]
+    assert place.startswith(f"{said.name} (20 of 40, first glue_mrpc/train/")
 
 
 def test_test_rows_are_the_validation_rows_in_order_and_training_rows_a_permutation(folder):
@@ -149,10 +147,9 @@ def test_what_is_absent_is_an_error_unless_it_is_allowed(folder):
     assert report.notes["training set without rows (2 are listed)"] == ["imdb"]
     with pytest.raises(DataError, match="missing folder"):
         read_p3(folder / "nowhere", folder / "p3_templates")
+    (folder / "p3" / "super_glue_rte" / "validation.jsonl").unlink()
     with pytest.raises(DataError, match="no usable task"):
-        read(folder, subset=["imdb"]) if (folder / "p3" / "super_glue_rte" / "validation.jsonl").unlink() else read(
-            folder, subset=["imdb"]
-        )
+        read(folder, subset=["imdb"])
 
 
 def test_rows_may_lie_under_another_name(folder):
@@ -189,22 +186,16 @@ def test_bad_templates_are_left_out_by_name_or_stop_the_run(folder):
     with pytest.raises(DataError) as caught:
         read(folder, allow_missing=False)
     for name, (_, _, message) in BAD_TEMPLATES.items():
-        assert message in str(caught.value)
-        assert name != "never"
+        assert message in str(caught.value), name
 
 
 def test_bad_rows_are_counted_and_ids_stay_row_numbers(folder):
-    rows = [
-        *pairs(4),
-        {"sentence1": "a", "sentence2": "b", "label": -1},
-        '{"sentence1": "\\ud800"}\n',
-        {"sentence1": "c"},
-    ]
-    write_rows(folder / "p3", "super_glue_rte", "validation", [*rows, *pairs(2, 50)])
+    unlabelled, broken = {"sentence1": "a", "sentence2": "b", "label": -1}, '{"sentence1": "\\ud800"}\n'
+    rows = [*pairs(4), unlabelled, broken, {"sentence1": "c"}, *pairs(2, 50)]
+    write_rows(folder / "p3", "super_glue_rte", "validation", rows)
     splits, report = read(folder)
-    assert [each.id for each in splits.test[0].instances] == [
-        f"super_glue_rte/validation/{n}" for n in (0, 1, 2, 3, 7, 8)
-    ]
+    ids = [each.id for each in splits.test[0].instances]
+    assert ids == [f"super_glue_rte/validation/{number}" for number in (0, 1, 2, 3, 7, 8)]
     skipped = {kind: places for kind, places in report.notes.items() if kind.startswith("row skipped")}
     name = "super_glue_rte/GPT_3_style"
     assert skipped["row skipped: row without label (label is -1)"] == [
@@ -224,35 +215,31 @@ def test_targets_that_are_never_choices_are_trained_on_but_not_ranked(folder):
     assert {(each.choices, each.gold) for each in splits.train[0].instances} == {((), None)}
     assert {each.references[0] for each in splits.train[0].instances} == {"good pair.", "bad pair."}
     assert [each.template for each in splits.test] == ["can we infer"]
-    assert report.notes["row skipped: gold answer not among the choices"][0].startswith(
-        "super_glue_rte/GPT_3_style (20"
-    )
+    (place,) = report.notes["row skipped: gold answer not among the choices"]
+    assert place.startswith("super_glue_rte/GPT_3_style (20 of 20")
     assert report.notes["test template without a usable row"] == ["super_glue_rte/GPT_3_style"]
+
+
+RENDERED = ("inputs_pretokenized", "targets_pretokenized", "answer_choices")
+
+
+def pieces(task):
+    return {(row.prompt, row.references, row.choices, row.gold) for row in task.instances}
 
 
 def test_rendered_rows_give_the_same_tasks(folder):
     raw = read(folder, model_input="prompt")[0]
     for each in (*raw.train, *raw.test):
-        dataset = MRPC if each.category == "glue_mrpc" else RTE
-        order = sorted(each.instances, key=lambda row: int(row.id.split("/")[-1]))
+        dataset, split = (MRPC, "train") if each.category == "glue_mrpc" else (RTE, "validation")
         rows = [
-            {
-                "inputs_pretokenized": row.prompt,
-                "targets_pretokenized": row.references[0],
-                "answer_choices": row.choices,
-            }
-            for row in order
+            dict(zip(RENDERED, (row.prompt, row.references[0], row.choices), strict=True))
+            for row in sorted(each.instances, key=lambda row: int(row.id.split("/")[-1]))
         ]
-        split = "train" if dataset is MRPC else "validation"
         write_rows(folder / "rendered", dataset.rendered_folder(each.template), split, rows)
-    options = {**OPTIONS, "model_input": "prompt"}
-    found = read_p3(folder / "rendered", folder / "p3_templates", **options)
+    found = read_p3(folder / "rendered", folder / "p3_templates", **OPTIONS, model_input="prompt")
     for known, same in zip((*raw.train, *raw.test), (*found.train, *found.test), strict=True):
         assert (known.name, known.category, known.definitions) == (same.name, same.category, same.definitions)
-        pieces = [
-            {(row.prompt, row.references, row.choices, row.gold) for row in each.instances} for each in (known, same)
-        ]
-        assert pieces[0] == pieces[1]
+        assert pieces(known) == pieces(same)
     with pytest.raises(DataError, match="set model_input=prompt"):
         read_p3(folder / "rendered", folder / "p3_templates", **OPTIONS)
 
@@ -299,14 +286,12 @@ def test_every_real_template_compiles_and_has_an_instruction(real):
 
 
 def nonce_row(value, path, nonces):
-    """Returns the row with every text replaced by a nonce of its own, remembered by its path."""
-    if isinstance(value, str):
-        return nonces.setdefault(path, f"n{len(nonces)}n")
+    """Returns the row with every value replaced by a nonce of its own, remembered by its path."""
     if isinstance(value, list):
         return [nonce_row(each, path, nonces) for each in value]
     if isinstance(value, dict):
         return {key: nonce_row(each, f"{path}.{key}" if path else key, nonces) for key, each in value.items()}
-    return value
+    return nonces.setdefault(path, f"<{len(nonces)}>")
 
 
 @pytest.mark.realdata
@@ -332,9 +317,6 @@ def test_real_instructions_are_the_prompts_of_nonce_rows(real):
             text = made.fill(nonce_row(row, "", nonces), "toy/0").prompt
             for path, nonce in nonces.items():
                 text = text.replace(nonce, f"[{path}]")
-            for key, value in row.items():
-                if isinstance(value, int):
-                    text = text.replace(str(value), f"[{key}]") if f"[{key}]" in made.instruction else text
             assert " ".join(text.split()) == " ".join(made.instruction.split()), (dataset.name, name)
             assert not any(nonce in made.instruction for nonce in nonces.values())
             compared += 1

@@ -35,7 +35,8 @@ QUARTZ = {
 # jinja, answer choices, row, then by hand: prompt, fields, targets, choices, gold
 CONSTRUCTS = {
     "literal choices": (
-        '{{premise}} Does it follow that "{{hypothesis}}"? ||| {% if label != -1 %}{{ answer_choices[label] }}{% endif %}',
+        '{{premise}} Does it follow that "{{hypothesis}}"? ||| '
+        "{% if label != -1 %}{{ answer_choices[label] }}{% endif %}",
         "Yes ||| No",
         RTE,
         ('It rains. Does it follow that "It is wet."?', "It rains.\nIt is wet.", ["Yes"], ["Yes", "No"], 0),
@@ -59,8 +60,9 @@ CONSTRUCTS = {
         ),
     ),
     "choices from a list, a condition, nested filters": (
-        "{{para}} {% if '_____' in question %}{{ question | trim('.?!') | replace('_____', answer_choices | join(' or ')) }}"
-        "{{ '?' }}{% else %}{{ question }}{% endif %} ||| {{answer_choices[choices.label.index(answerKey)]}}",
+        "{{para}} {% if '_____' in question %}"
+        "{{ question | trim('.?!') | replace('_____', answer_choices | join(' or ')) }}{{ '?' }}"
+        "{% else %}{{ question }}{% endif %} ||| {{answer_choices[choices.label.index(answerKey)]}}",
         "{{choices.text | join('|||')}}",
         QUARTZ,
         (
@@ -85,20 +87,22 @@ CONSTRUCTS = {
         ("He was late. is why?", "0\nHe was late.", ["He ran."], [], None),
     ),
     "a loop with a method": (
-        "{{context}} {{question}}\n{% for k in range(answers | length) %}\n{{'. '.join([answer_choices[k], answers[k]])}}\n"
-        "{% endfor %} ||| {{ answer_choices[correct_answer_id] }}",
+        "{{context}} {{question}}\n{% for k in range(answers | length) %}\n"
+        "{{'. '.join([answer_choices[k], answers[k]])}}\n{% endfor %} ||| {{ answer_choices[correct_answer_id] }}",
         "A ||| B",
         QUAIL,
         ("A day. When? A. dawn B. noon", "A day.\nWhen?\nA. dawn\nB. noon", ["B"], ["A", "B"], 1),
     ),
     "a loop among the targets": (
-        "{{context}} ||| {% for a in answers %} {% if a == 'noon' %}{{ answer_choices[loop.index - 1] }}{% endif %}{% endfor %}",
+        "{{context}} ||| {% for a in answers %} "
+        "{% if a == 'noon' %}{{ answer_choices[loop.index - 1] }}{% endif %}{% endfor %}",
         "{{answers | join('|||')}}",
         QUAIL,
         ("A day.", "A day.", ["noon"], ["dawn", "noon"], 1),
     ),
     "slices, capitals and map": (
-        "{{ question[0] | lower }}{{ question[1:] }} {{ answers | map('capitalize') | list | join(', ') }} ||| {{ answers[-1] }}",
+        "{{ question[0] | lower }}{{ question[1:] }} {{ answers | map('capitalize') | list | join(', ') }} "
+        "||| {{ answers[-1] }}",
         "",
         QUAIL,
         ("when? Dawn, Noon", "when?\nDawn, Noon", ["noon"], [], None),
@@ -128,7 +132,8 @@ CONSTRUCTS = {
         ("Say it again: hello", "hello", ["hi"], [], None),
     ),
     "attributes, reject, split": (
-        "{% set parts = doc.split('; ') | reject('equalto', '') | list %}{% for p in parts %}[{{p}}]{% endfor %} ||| {{info.by}}",
+        "{% set parts = doc.split('; ') | reject('equalto', '') | list %}"
+        "{% for p in parts %}[{{p}}]{% endfor %} ||| {{info.by}}",
         "",
         {"doc": "x; ; y", "info": {"by": "me"}},
         ("[x][y]", "x\ny", ["me"], [], None),
@@ -190,18 +195,8 @@ PROBLEMS = {
     "left out": ("{% if a == 1 %}{{a}} ||| b{% endif %}", "", {"a": 2}, "leaves out"),
     "separator not reached": ("{{a}}{% if a == 1 %} ||| b{% endif %}", "", {"a": 2}, "rendered text without"),
     "label -1": (CHOSEN, "No ||| Yes", {"a": "x", "label": -1}, "row without label"),
-    "label empty": (
-        "{{a}} ||| {{ answer_choices[label | int] }}",
-        "No ||| Yes",
-        {"a": "x", "label": ""},
-        "without label",
-    ),
-    "label 0 counted from 1": (
-        "{{a}} ||| {{ answer_choices[label - 1] }}",
-        "No ||| Yes",
-        {"a": "x", "label": 0},
-        "no index",
-    ),
+    "label empty": (CHOSEN.replace("label", "label | int"), "No ||| Yes", {"a": "x", "label": ""}, "without label"),
+    "label 0 counted from 1": (CHOSEN.replace("label", "label - 1"), "No ||| Yes", {"a": "x", "label": 0}, "no index"),
     "label too large": (CHOSEN, "No ||| Yes", {"a": "x", "label": 2}, "no index"),
     "duplicate choices": (CHOSEN, "{{a}} ||| {{b}}", {"a": "x", "b": "x", "label": 0}, "duplicate answer choices"),
     "empty choice": (CHOSEN, "{{a}} ||| {{b}}", {"a": "x", "b": "", "label": 0}, "empty answer choice"),
@@ -243,7 +238,7 @@ def test_any_text_passes_through_unchanged(first, second):
     if not all(kept.values()):
         return
     found = fill("<{{a}}> ||| {{b}}", row)
-    assert found.prompt.strip("<> \t") != "" or not kept["a"]
+    assert found.prompt[1:-1].strip() == kept["a"]
     assert found.targets == (kept["b"],)
     assert found.fields == kept["a"]
 
@@ -263,14 +258,11 @@ def test_missing_fields_are_those_a_template_cannot_do_without():
 
 def test_what_only_a_condition_reads_is_told_unless_it_gives_the_target_away():
     row = {"a": "x", "mood": "glad", "label": 1}
-    jinja = "{% if {} %}{{{{a}}}}!{% else %}{{{{a}}}}{% endif %} ||| {{{{answer_choices[label]}}}}"
-    assert fill(
-        jinja.replace("{{{{", "{{").replace("}}}}", "}}").replace("{}", "mood == 'glad'"), row, "n ||| y"
-    ).fields == ("glad\nx")
-    assert (
-        fill(jinja.replace("{{{{", "{{").replace("}}}}", "}}").replace("{}", "label == 1"), row, "n ||| y").fields
-        == "x"
-    )
+    jinja = "{% if TEST %}{{a}}!{% else %}{{a}}{% endif %} ||| {{answer_choices[label]}}"
+    found = {
+        test: fill(jinja.replace("TEST", test), row, "n ||| y").fields for test in ("mood == 'glad'", "label == 1")
+    }
+    assert found == {"mood == 'glad'": "glad\nx", "label == 1": "x"}
 
 
 UNUSABLE = {

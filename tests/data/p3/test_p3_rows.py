@@ -53,7 +53,7 @@ def test_bad_lines_keep_their_place_and_become_none(tmp_path):
     bad = [b'{"text": "\xff"}', b"{broken", b"[1]", b'{"text": "\\ud800"}', b"", b"[" * 100_000]
     (tmp_path / "train.jsonl").write_bytes(b"\n".join([*bad, good]) + b"\n")
     rows = open_rows(tmp_path, "train", DataReport("rows"))
-    assert [row for row in rows] == [None] * 6 + [ROWS[0]]
+    assert list(rows) == [None] * 6 + [ROWS[0]]
 
 
 def test_a_file_that_is_no_table_is_an_error(tmp_path):
