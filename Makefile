@@ -26,7 +26,7 @@ source_pretrain-backbone := -backbone
 source_pretrain := -text
 
 # configuration of one stage: data, then stage, then what this size and task set change, then the machine
-configs = --config $(E)/data/$(TASKSET)$(source_$(1)).yaml --config $(E)/stages/$(1).yaml \
+configs = --config $(E)/data/$(TASKSET)$(source_$(1)).yaml --config $(E)/stages/$(1).yaml $(addprefix --config ,$(wildcard $(E)/stages/$(TASKSET)/$(1).yaml)) \
   --config $(E)/sizes/$(SIZE).yaml $(addprefix --config ,$(wildcard $(E)/sizes/$(SIZE)/$(1).yaml $(E)/sizes/$(SIZE)/$(TASKSET)/$(1).yaml)) \
   --config $(E)/trainers/$(TRAINER).yaml
 options = --run $(RUN) --seed_everything $(SEED) --data_folder $(DATA) --setting $(SETTING) \
@@ -39,7 +39,7 @@ help: ## list the commands and their variables
 	@echo "usage: make COMMAND [VARIABLE=value ...]"; echo; echo "commands:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 	@echo; echo "variables (present value):"
-	@echo "  TASKSET=$(TASKSET)   synthetic, sni or custom"
+	@echo "  TASKSET=$(TASKSET)   synthetic, sni, p3 or custom"
 	@echo "  DATA=$(DATA)   data folder"
 	@echo "  SETTING=$(SETTING)   def or def+2pos: what an instruction shows"
 	@echo "  SIZE=$(SIZE)   tiny, small, base, large, xl or xxl"
