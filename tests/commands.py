@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tagi_lightning.cli import main
+from tagi_lightning.data.p3.lists import test_datasets, train_datasets
 from tagi_lightning.data.synthetic import SyntheticConfig, write_synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,22 @@ def write_task_set(folder):
     backbone = {"data": {"init_args": {"tasks": tasks["data"]}}}
     for name, values in (("tasks", tasks), ("backbone", backbone)):
         folder.with_name(f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def write_p3_set(folder):
+    """Writes rows and templates of two training sets and two test tasks of T0's lists; returns the rows' folder."""
+    rows = folder / "p3"
+    for dataset in (*train_datasets(["glue_mrpc", "paws"]), *test_datasets()[:2]):
+        template = folder / "p3_templates" / dataset.template_folder / "templates.yaml"
+        template.parent.mkdir(parents=True)
+        jinja = f"{{{{left}}}} of {dataset.name.split('_')[-1]} {{{{right}}}} ? ||| {{{{ answer_choices[label] }}}}"
+        entry = {"name": dataset.templates[0], "jinja": jinja, "answer_choices": "no ||| yes"}
+        template.write_text(yaml.safe_dump({"templates": {"0": entry}}), encoding="utf-8")
+        for split in ("train", "validation"):
+            (rows / dataset.name).mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"left": f"cat {n}", "right": f"dog {n}", "label": n % 2}) for n in range(8)]
+            (rows / dataset.name / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return rows
 
 
 def command(stage, run, data, *options, **variables):

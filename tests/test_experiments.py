@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, write_task_set
+from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, write_p3_set, write_task_set
 
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
@@ -18,6 +18,7 @@ def data(tmp_path_factory):
     """A task set in the official schema, with text and a tokenizer: synthetic, sni and, without its lists, custom."""
     folder = tmp_path_factory.mktemp("tasks") / "data"
     write_task_set(folder)
+    write_p3_set(folder.parent)
     return folder
 
 
@@ -31,12 +32,15 @@ def options(taskset, stage, data):
     """Returns what makes a stage small: a cache of its own, few instances."""
     if taskset == "synthetic":
         return []
-    cache = f"--data.init_args.cache_dir={data / '.cache'}"
-    return [cache] if stage in ("pretrain", "pretrain-backbone") else []
+    small = [f"--data.init_args.cache_dir={data / '.cache'}"] if stage in ("pretrain", "pretrain-backbone") else []
+    if taskset == "p3" and stage != "pretrain":
+        tasks = "data.init_args.tasks" if stage == "pretrain-backbone" else "data"
+        small += [f"--{tasks}.init_args.allow_missing=true", f"--{tasks}.init_args.subset=[glue_mrpc,paws]"]
+    return small
 
 
 def stage_command(taskset, stage, run, data, *more):
-    folder = data / "tasks" if taskset == "custom" else data
+    folder = {"custom": data / "tasks", "p3": data.with_name("p3")}.get(taskset, data)
     arguments = command(stage, run, folder, **variables(taskset, data), SIZE="tiny")
     if taskset != "synthetic":  # the generated set's own options
         arguments = [word for word in arguments if not word.startswith("--config=")]
@@ -53,7 +57,8 @@ def test_every_stage_of_a_task_set_runs_at_tiny_size(taskset, data, tmp_path):
         assert tagi(stage_command(taskset, stage, run, data, "--trainer.max_steps=1")) == 0, stage
         assert record_of(run, stage)["status"] == "finished"
     # training leaves some instances for the teachers to be scored on
-    few = [f"--data.init_args.max_{part}_instances=1" for part in ("train", "test")]
+    trained = "max_examples_per_template" if taskset == "p3" else "max_train_instances"
+    few = [f"--data.init_args.{name}=1" for name in (trained, "max_test_instances")]
     few.append("--model.init_args.generation.max_new_tokens=4")
     assert tagi(stage_command(taskset, "evaluate", run, data, *few)) == 0
     evaluated = {path.parent.name for path in (run / "evaluate").glob("*/metrics.json")}

@@ -24,6 +24,8 @@ class P3Dataset:
         row_folders: Names that the folder of its rows may have.
         templates: Names of the templates T0 uses.
         rendered: P3's configuration names, {} standing for the template.
+        hub: Id on the Hugging Face hub and configuration, `*` where there is one only; empty where it is not there.
+        hub_splits: What the hub calls its splits.
     """
 
     name: str
@@ -31,6 +33,8 @@ class P3Dataset:
     row_folders: tuple[str, ...]
     templates: tuple[str, ...]
     rendered: str
+    hub: tuple[str, ...]
+    hub_splits: dict[str, str]
 
     def task_name(self, template: str) -> str:
         """Returns the name of the task that a template makes of the data set."""
@@ -62,6 +66,8 @@ def _datasets(part: str) -> tuple[P3Dataset, ...]:
             (name, *entry.get("rows", ())),
             tuple(entry["names"]),
             entry.get("rendered", f"{name}_{{}}"),
+            (*entry.get("hub", ()), "*")[:2] if "hub" in entry else (),
+            entry.get("hub_splits", {}),
         )
         for name, entry in _document()[part].items()
     )
