@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tagi_lightning.data.fetch import fetch_sni
+from tagi_lightning.data.fetch import fetch_sni, fetch_templates
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.sni import read_sni
 
@@ -89,3 +89,18 @@ def test_absent_git_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="git is not installed"):
         fetch_sni(tmp_path / "sni", "file:///nowhere")
+
+
+def test_templates_alone_are_fetched(tmp_path):
+    published = tmp_path / "published"
+    published.mkdir()
+    files = {"promptsource/templates/rte/templates.yaml": "templates: {}\n", "promptsource/app.py": "not wanted"}
+    destination = tmp_path / "p3_templates"
+    fetch_templates(destination, publish(published, files))
+    assert [path.relative_to(destination).as_posix() for path in destination.rglob("*.*")] == ["rte/templates.yaml"]
+
+
+def test_a_repository_without_templates_is_refused(repository, tmp_path):
+    with pytest.raises(DataError, match="it is not promptsource"):
+        fetch_templates(tmp_path / "p3_templates", repository)
+    assert not (tmp_path / "p3_templates").exists()

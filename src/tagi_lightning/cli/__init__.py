@@ -13,7 +13,7 @@ VERBS = {
     "score": "score a predictions file without a model",
     "bench": "time pairs of things in turn and print their ratios",
     "vocabulary": "train a T5 tokenizer on plain text, for a backbone from scratch",
-    "data": "make the synthetic task set or fetch Super-NaturalInstructions",
+    "data": "make the synthetic task set, or fetch Super-NaturalInstructions or P3",
     "compare": "print one table of the systems evaluated in a run",
 }
 """Verbs and what each does."""

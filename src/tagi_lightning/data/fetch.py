@@ -1,4 +1,4 @@
-"""Fetching the official Super-NaturalInstructions repository with git."""
+"""Fetching the official Super-NaturalInstructions tasks, and P3's templates, with git."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tagi_lightning.data.report import DataError
 
 REPOSITORY = "https://github.com/allenai/natural-instructions"
 """Where the authors of Super-NaturalInstructions publish it."""
+
+PROMPTSOURCE = "https://github.com/bigscience-workshop/promptsource"
+"""Where the authors of P3 publish its templates."""
 
 
 def fetch_sni(destination: Path, repository: str = REPOSITORY) -> None:
@@ -26,16 +31,40 @@ def fetch_sni(destination: Path, repository: str = REPOSITORY) -> None:
     Raises:
         DataError: If the destination holds something, git is absent, the clone fails or holds no task set.
     """
+    with _clone(destination, repository, "tasks", "splits") as clone:
+        if not (clone / "tasks").is_dir() or not (clone / "splits" / "default").is_dir():
+            raise DataError(f"{repository} has no tasks/ and splits/default/: it is no Super-NaturalInstructions")
+        clone.rename(destination)
+
+
+def fetch_templates(destination: Path, repository: str = PROMPTSOURCE) -> None:
+    """Clones promptsource's templates, without history, to a new folder of <data set>/.../templates.yaml.
+
+    Args:
+        destination: Folder to make; it must not exist or be empty.
+        repository: Any address that git can clone.
+
+    Raises:
+        DataError: If the destination holds something, git is absent, the clone fails or holds no templates.
+    """
+    with _clone(destination, repository, "promptsource/templates") as clone:
+        templates = clone / "promptsource" / "templates"
+        if not templates.is_dir():
+            raise DataError(f"{repository} has no promptsource/templates/: it is not promptsource")
+        templates.rename(destination)
+
+
+@contextmanager
+def _clone(destination: Path, repository: str, *folders: str) -> Iterator[Path]:
+    """Gives a shallow clone of some of a repository's folders, beside `destination` and gone afterwards."""
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise DataError(f"{destination} is already there: use it, name another with DATA=FOLDER, or remove it first")
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
         clone = Path(temporary, "clone")
         _git("clone", "--depth=1", "--filter=blob:none", "--sparse", "--", repository, str(clone))
-        _git("-C", str(clone), "sparse-checkout", "set", "tasks", "splits")
-        if not (clone / "tasks").is_dir() or not (clone / "splits" / "default").is_dir():
-            raise DataError(f"{repository} has no tasks/ and splits/default/: it is no Super-NaturalInstructions")
-        clone.rename(destination)
+        _git("-C", str(clone), "sparse-checkout", "set", *folders)
+        yield clone
 
 
 def _git(*arguments: str) -> None:
