@@ -34,6 +34,12 @@ class DistillationConfig:
     temperature: float = 1.0
     """Softens both distributions of L_kl (1 in eq. 5)."""
 
+    def __post_init__(self) -> None:
+        if not (self.weight_pred or self.lambda1 or self.lambda2):
+            raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 are all 0: nothing would be trained")
+        if self.temperature <= 0:
+            raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
+
 
 class Distillation(TagiStage):
     """Trains hypernetwork and fusion by prediction, distillation and alignment.
