@@ -28,8 +28,8 @@ class AlignmentConfig:
     reduction: Literal["mean", "sum"] = "mean"
     """mean over elements and sites, or their sum."""
     scale: float = 100.0
-    """Multiplies L_ins. 1 with mean is the paper's letter, whose gradient is hundreds of times smaller than L_pred's; at
-    100 it is about a fifth."""
+    """Multiplies L_ins. 1 with mean is the paper's letter, whose gradient is hundreds of times smaller than that of
+    L_pred; at 100 it is about a fifth."""
 
     def loss(self, generated: LoraWeights, taught: LoraWeights) -> Tensor:
         """Returns L_ins of each task [T]."""
