@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from tagi_lightning import bench_cases
 from tagi_lightning.bench import REPEATS, in_turn, summarize, table
 from tagi_lightning.cli import main
 
@@ -32,7 +33,8 @@ def test_at_least_seven_pairs_are_the_default():
     assert REPEATS >= 7
 
 
-def test_the_benchmark_writes_its_figures_with_the_machine(tmp_path, capsys):
+def test_the_benchmark_writes_its_figures_with_the_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_cases, "BATCH", 2)
     output = tmp_path / "bench.json"
     assert main(["bench", "--cases", "[rank]", "--size", "tiny", "--repeats", "1", "--output", str(output)]) == 0
     assert capsys.readouterr().out.startswith("| case |")
