@@ -199,3 +199,12 @@ def test_rows_cost_little():
     start = time.process_time()
     aggregate(rows)
     assert (time.process_time() - start) / len(rows) * 12_000 < 40
+
+
+def test_ranked_rows_of_p3s_test_tasks_are_averaged_by_both_rules():
+    golds = [("super_glue_rte", 0), ("super_glue_rte", 0), ("hellaswag", 1)]
+    rows = [ranked(0, 1, gold, dataset, "a", id=str(place)) for place, (dataset, gold) in enumerate(golds)]
+    found = aggregate(rows)["p3"]
+    assert (found["accuracy_sum"]["mean"], found["accuracy_sum"]["k"]) == (50.0, 2)
+    assert found["accuracy_mean"]["mean"] == 50.0
+    assert "p3" not in aggregate([ranked(0, 1, 0, "other", "a")])

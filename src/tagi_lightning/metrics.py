@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import string
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import fsum
 from statistics import median
 from typing import Any
 
 from torchmetrics.functional.text.rouge import rouge_score
 
+from tagi_lightning.benchmarks import average
 from tagi_lightning.predictions import Prediction
 
 Scores = dict[str, float]
@@ -84,7 +85,8 @@ def aggregate(rows: Iterable[Prediction]) -> dict[str, Any]:
         `overall`: n, rougeL, rouge1, exact_match and, with ranked rows, accuracy_sum and accuracy_mean, 0 to 100,
         to four decimals; the same under `by_task`, `by_category` and `by_template` (`task/template`) for each group
         by name; tasks of ranked rows also the medians over their templates, accuracy_sum_median and
-        accuracy_mean_median. A key that does not apply is absent.
+        accuracy_mean_median; and `p3`, the averages over P3's eleven test tasks by both scoring rules. A key that does
+        not apply is absent.
 
     Raises:
         ValueError: If there are no rows.
@@ -101,7 +103,15 @@ def aggregate(rows: Iterable[Prediction]) -> dict[str, Any]:
     if nested:
         for task, members in _groups(scored, _task).items():
             result["by_task"][task] |= _medians(members)
+        result |= _benchmark(result["by_task"])
     return result
+
+
+def _benchmark(by_task: Mapping[str, Scores]) -> dict[str, Any]:
+    """Returns `p3`, the averages over P3's test tasks by both scoring rules; nothing where none was ranked."""
+    rules = ("accuracy_sum", "accuracy_mean")
+    found = {rule: average({task: row[rule] for task, row in by_task.items() if rule in row}) for rule in rules}
+    return {"p3": found} if all(found.values()) else {}
 
 
 def _medians(scored: Sequence[_Scored]) -> Scores:
