@@ -75,7 +75,8 @@ def test_the_second_batch_of_a_task_gets_what_a_fresh_adapter_gives(model, token
     runner.forward(batch)
     with torch.no_grad():
         expected = model(batch.input, batch.labels, model.adapt(batch.instruction), batch.task_index)
-    assert torch.equal(runner.forward(batch), expected)
+    # prepared keys and values of the instruction are a product of their own, rounded for itself
+    assert (runner.forward(batch) - expected).abs().max() <= 1e-5 * expected.abs().max()
     fresh = SystemRunner(SYSTEMS["tagi"], model)
     assert runner.answer(batch, GREEDY, Words()) == fresh.answer(batch, GREEDY, Words())
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from tagi_lightning.adapter import InstructionStates, TaskAdapter, without_lora
+from tagi_lightning.adapter import InstructionStates
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 from tagi_lightning.fusion import FusionConfig
@@ -274,16 +274,29 @@ def test_encoded_instructions_need_not_be_encoded_again(backbone, batch, trained
 
 
 @torch.no_grad()
-def test_without_lora_keeps_fusion_and_memory(backbone, batch, trained, distance):
+def test_a_prepared_adapter_holds_the_decoders_keys_and_values_of_the_instructions(backbone, batch, trained):
     model = trained(backbone)
-    instructions, inputs, labels = batch
-    adapter = model.adapt(instructions)
-    bare = without_lora(adapter)
-    assert bare.lora is None
-    found = model(inputs, labels, bare, TASK_INDEX)
-    expected = TaskAdapter(fusion=adapter.fusion, memory=adapter.memory)
-    assert torch.equal(found, model(inputs, labels, expected, TASK_INDEX))
-    assert distance(found, run(model, batch)) > 1e-3
+    instructions, inputs, _ = batch
+    prepared = model.prepare(instructions)
+    assert len(prepared.memory.keys_values) == model.backbone.model.config.num_decoder_layers
+    lengths = {part.shape[2] for pair in prepared.memory.keys_values for part in pair}
+    assert lengths == {instructions.ids.shape[1]}
+    projected = []
+    layer = model.backbone._cross_attentions()[0]
+    hook = layer.k.register_forward_hook(lambda module, arguments, output: projected.append(output.shape[1]))
+    model.generate(inputs, prepared, TASK_INDEX, GenerationConfig(max_new_tokens=3))
+    hook.remove()
+    assert projected == [inputs.ids.shape[1]]  # the input's own tokens, once
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 4])
+def test_prepared_and_fresh_adapters_generate_alike(backbone, batch, trained, beams):
+    model = trained(backbone)
+    instructions, inputs, _ = batch
+    config = GenerationConfig(max_new_tokens=6, num_beams=beams)
+    fresh = model.generate(inputs, model.adapt(instructions), TASK_INDEX, config)
+    assert torch.equal(model.generate(inputs, model.prepare(instructions), TASK_INDEX, config), fresh)
 
 
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,15 +18,21 @@ class InstructionStates:
     Attributes:
         states: Final hidden states [T, I, d].
         mask: 1 for tokens, 0 for padding [T, I].
+        keys_values: The decoder layers' cross-attention keys and values of the states, each [T, H, I, head size];
+            empty until a backbone has prepared them.
     """
 
     states: Tensor
     mask: Tensor
+    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
 
-    def to_memory(self, inputs: Tensor, input_mask: Tensor, task_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the decoder's memory [I ; F_L] [B, I+S, d] and its mask [B, I+S]."""
-        states = self.states.to(inputs.dtype)[task_index]
-        return torch.cat([states, inputs], dim=1), torch.cat([self.mask[task_index], input_mask], dim=1)
+    def detach(self, dtype: torch.dtype | None = None) -> InstructionStates:
+        """Returns a copy cut off from the graph, in `dtype` if one is given."""
+        pairs = tuple(
+            (keys.detach().to(dtype or keys.dtype), values.detach().to(dtype or values.dtype))
+            for keys, values in self.keys_values
+        )
+        return InstructionStates(self.states.detach().to(dtype or self.states.dtype), self.mask, pairs)
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,3 @@ class PreparedAdapter(TaskAdapter):
     """
 
     model_digest: str = ""
-
-
-def without_lora(adapter: TaskAdapter) -> TaskAdapter:
-    """Returns `adapter` with fusion and memory alone."""
-    return replace(adapter, lora=None)

@@ -217,7 +217,7 @@ def measure_flops(
     """
     total = 0
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    runner = SystemRunner(spec, model, bank, adapt=model.adapt)
+    runner = SystemRunner(spec, model, bank, adapt=lambda tokens: model.backbone.prepare(model.adapt(tokens)))
     with eager_attention(model.backbone.model):
         for batch in batches:
             with fake:

@@ -87,14 +87,11 @@ class TagiModel(nn.Module):
             instruction: Token rows of T instructions.
             dtype: Type to keep the adapter in; None keeps each tensor's own.
         """
-        adapter = self.adapt(instruction)
-        memory = adapter.memory
-        if memory is not None and dtype is not None:
-            memory = InstructionStates(memory.states.to(dtype), memory.mask)
+        adapter = self.backbone.prepare(self.adapt(instruction))
         return PreparedAdapter(
             lora=adapter.lora.detach(dtype) if adapter.lora is not None else None,
             fusion=adapter.fusion.detach(dtype) if adapter.fusion is not None else None,
-            memory=memory,
+            memory=adapter.memory.detach(dtype) if adapter.memory is not None else None,
             model_digest=self.digest(),
         )
 

@@ -114,6 +114,10 @@ class Backbone(nn.Module, ABC):
             Each choice's log-likelihood summed over its tokens [C], and its number of tokens [C].
         """
 
+    def prepare(self, adapter: TaskAdapter) -> TaskAdapter:
+        """Returns `adapter` with everything the backbone computes from it alone, to be paid once for many inputs."""
+        return adapter
+
     @property
     def vocabulary_size(self) -> int:
         """Width of the logits."""

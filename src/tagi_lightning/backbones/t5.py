@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -73,21 +76,64 @@ class T5Backbone(Backbone):
         states: Tensor = self.model.encoder(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
         return states
 
-    def _memory(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns what the decoder attends to, [I ; F_L] or F_L, and its mask."""
+    def prepare(self, adapter: TaskAdapter) -> TaskAdapter:
+        """Returns `adapter` with the decoder's cross keys and values of the instructions."""
+        if adapter.memory is None:
+            return adapter
+        tasks = torch.arange(len(adapter.memory.states), device=adapter.memory.states.device)
+        pairs = tuple(layer.keys_values(adapter.memory.states, adapter, tasks) for layer in self._cross_attentions())
+        return replace(adapter, memory=replace(adapter.memory, keys_values=pairs))
+
+    def _cross_attentions(self) -> list[AdaptedAttention]:
+        modules = self.model.decoder.named_modules()
+        return [module for name, module in modules if name.endswith("EncDecAttention")]  # type: ignore[misc]
+
+    def _decoder_inputs(
+        self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, rows: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Encodes the inputs and returns what the decoder attends to, [I ; F_L] or F_L, as arguments of the model.
+
+        Args:
+            inputs: Input tokens [B, S].
+            adapter: Conditioning of T tasks; where it is prepared, only F_L is projected to keys and values here.
+            task_index: Task of each example [B].
+            rows: Example that each of the decoder's N rows attends to [N]; None for one row an example.
+        """
         states = self.model.encoder(
             input_ids=inputs.ids, attention_mask=inputs.mask, adapter=adapter, task_index=task_index
         ).last_hidden_state
-        if adapter.memory is None:
-            return states, inputs.mask
-        return adapter.memory.to_memory(states, inputs.mask, task_index)
+        mask, memory = inputs.mask, adapter.memory
+        prepared = memory.keys_values if memory is not None else ()
+        if memory is not None:
+            mask = torch.cat([memory.mask[task_index], mask], dim=1)
+            if not prepared:
+                states = torch.cat([memory.states.to(states.dtype)[task_index], states], dim=1)
+        if rows is None and not prepared:
+            return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask}
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for place, layer in enumerate(self._cross_attentions()):
+            keys, values = layer.keys_values(states, adapter, task_index)
+            if prepared:
+                own_keys, own_values = (part.to(keys.dtype)[task_index] for part in prepared[place])
+                keys, values = torch.cat([own_keys, keys], dim=2), torch.cat([own_values, values], dim=2)
+            if rows is not None:
+                keys, values = keys[rows], values[rows]
+            cache.cross_attention_cache.update(keys, values, layer.layer_idx)
+            cache.is_updated[layer.layer_idx] = True
+        if rows is not None:
+            mask = mask[rows]
+        # the cache stands in for the states; only their shape is read again
+        shape = states[:1, :1].expand(*mask.shape, -1)
+        return {
+            "encoder_outputs": BaseModelOutput(last_hidden_state=shape),
+            "attention_mask": mask,
+            "past_key_values": cache,
+        }
 
     def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
         """Returns teacher-forced logits [B, O, vocabulary] for `labels` [B, O]; see `Backbone.forward`."""
-        memory, mask = self._memory(inputs, adapter, task_index)
         output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-            attention_mask=mask,
+            **self._decoder_inputs(inputs, adapter, task_index),
             decoder_input_ids=self.model._shift_right(labels),
             adapter=adapter,
             task_index=task_index,
@@ -99,13 +145,12 @@ class T5Backbone(Backbone):
     @torch.no_grad()
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
         """Returns generated ids without the start token [B, at most max_new_tokens], padded on the right."""
-        memory, mask = self._memory(inputs, adapter, task_index)
+        decoder_inputs = self._decoder_inputs(inputs, adapter, task_index)
+        cache = decoder_inputs.get("past_key_values")
+        if cache is not None and config.num_beams > 1:
+            cache.batch_repeat_interleave(config.num_beams)
         ids = self.model.generate(  # type: ignore[misc]
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory),
-            attention_mask=mask,
-            adapter=adapter,
-            task_index=task_index,
-            **config.to_kwargs(),
+            **decoder_inputs, adapter=adapter, task_index=task_index, **config.to_kwargs()
         )
         generated: Tensor = ids[:, 1:]
         return generated
@@ -117,24 +162,11 @@ class T5Backbone(Backbone):
 
         The encoder and the decoder's cross keys and values run over the B inputs, not over the C choices.
         """
-        memory, mask = self._memory(inputs, adapter, task_index)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        for attention in self._cross_attentions():
-            keys, values = attention.keys_values(memory, adapter, task_index)
-            cache.cross_attention_cache.update(keys[choice_index], values[choice_index], attention.layer_idx)
-            cache.is_updated[attention.layer_idx] = True
         output = self.model(
-            # the cache stands in for the states, whose values are not read again
-            encoder_outputs=BaseModelOutput(last_hidden_state=memory[:1].expand(len(choices), -1, -1)),
-            attention_mask=mask[choice_index],
+            **self._decoder_inputs(inputs, adapter, task_index, rows=choice_index),
             decoder_input_ids=self.model._shift_right(choices),
-            past_key_values=cache,
             adapter=adapter,
             task_index=task_index[choice_index],
             use_cache=True,
         )
         return sequence_log_likelihood(output.logits, choices)
-
-    def _cross_attentions(self) -> list[AdaptedAttention]:
-        modules = self.model.decoder.named_modules()
-        return [module for name, module in modules if name.endswith("EncDecAttention")]  # type: ignore[misc]
