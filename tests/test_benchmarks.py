@@ -1,6 +1,6 @@
 import pytest
 
-from tagi_lightning.benchmarks import ANLI, MTEST11, STORY_CLOZE, average, describe, paper_table
+from tagi_lightning.benchmarks import ANLI, MTEST11, STORY_CLOZE, average, describe, paper_lines, paper_table
 
 WHOLE = [row for row in paper_table("table10") if all(task in row for task in MTEST11)]
 
@@ -37,14 +37,19 @@ def test_other_tasks_do_not_count():
 def test_lines_compare_over_the_same_tasks():
     by_task = {"super_glue_rte": {"accuracy_sum": 50.0, "accuracy_mean": 60.0}, "hellaswag": {"accuracy_sum": 30.0}}
     by_task["hellaswag"]["accuracy_mean"] = 20.0
-    lines = describe("TAGI", by_task)
-    assert lines[:2] == [
+    assert describe("TAGI", by_task) == [
         "TAGI, ranked by sum: mean over 2 of 11 40.0",
         "TAGI, ranked by mean per token: mean over 2 of 11 40.0",
     ]
-    assert "  paper, T5-LM TAGI base: mean over 2 of 11 39.4" in lines  # (53.7 + 25.0) / 2
+    lines = paper_lines(by_task)
+    assert "paper, T5-LM TAGI base: mean over 2 of 11 39.4" in lines  # (53.7 + 25.0) / 2
     assert any("quoted from FiD-ICL" in line for line in lines)
+
+
+def test_with_all_tasks_both_averages_are_shown():
+    assert "paper, T5-LM TAGI base: MTest11 45.6, HyperT5 average 46.7" in paper_lines(MTEST11)
 
 
 def test_rows_without_rankings_give_no_lines():
     assert describe("TAGI", {"task": {"rougeL": 50.0}}) == []
+    assert paper_lines(["task"]) == []

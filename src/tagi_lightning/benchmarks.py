@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
 from statistics import fmean
@@ -55,7 +55,7 @@ def average(accuracies: Mapping[str, float]) -> dict[str, Any]:
 
 
 def describe(system: str, by_task: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Returns lines with a system's averages by both scoring rules, beside the paper's rows over the same tasks.
+    """Returns lines with a system's averages over P3's test tasks, by both scoring rules; none where none was ranked.
 
     Args:
         system: What the lines call it.
@@ -64,15 +64,20 @@ def describe(system: str, by_task: Mapping[str, Mapping[str, float]]) -> list[st
     lines = []
     for key, rule in (("accuracy_sum", "sum"), ("accuracy_mean", "mean per token")):
         found = average({task: scores[key] for task, scores in by_task.items() if key in scores})
-        if not found:
-            return []
-        lines.append(f"{system}, ranked by {rule}: {_shown(found)}")
-    tasks = [task for task in MTEST11 if task in by_task]
+        if found:
+            lines.append(f"{system}, ranked by {rule}: {_shown(found)}")
+    return lines
+
+
+def paper_lines(tasks: Iterable[str]) -> list[str]:
+    """Returns lines with the paper's rows of Table 10, averaged over those of `tasks` that are P3's test tasks."""
+    wanted = [task for task in MTEST11 if task in set(tasks)]
+    lines = []
     for row in paper_table("table10"):
-        if all(task in row for task in tasks):
-            name = f"paper, {row['row']}" + (f" {row['size']}" if row["size"] != "any" else "")
+        if wanted and all(task in row for task in wanted):
+            name = row["row"] + (f" {row['size']}" if row["size"] != "any" else "")
             quoted = "" if row["source"] == "TAGI" else f" (quoted from {row['source']})"
-            lines.append(f"  {name}{quoted}: {_shown(average({task: row[task] for task in tasks}))}")
+            lines.append(f"paper, {name}{quoted}: {_shown(average({task: row[task] for task in wanted}))}")
     return lines
 
 

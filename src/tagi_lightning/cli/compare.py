@@ -58,15 +58,18 @@ def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
 
 
 def benchmark_lines(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Returns P3's averages of every system with ranked rows, beside the paper's; empty for other task sets."""
-    from tagi_lightning.benchmarks import describe
+    """Returns P3's averages of every system with ranked rows, then the paper's; empty for other task sets."""
+    from tagi_lightning.benchmarks import describe, paper_lines
     from tagi_lightning.evaluation import SYSTEMS
 
-    lines = []
+    lines: list[str] = []
+    tasks: set[str] = set()
     for name, metrics in evaluations.items():
-        if name in SYSTEMS and SYSTEMS[name].data != "held_out":
-            lines += describe(SYSTEMS[name].title, metrics.get("by_task", {}))
-    return "\n".join(dict.fromkeys(lines))
+        by_task = metrics.get("by_task", {})
+        if name in SYSTEMS and SYSTEMS[name].data != "held_out" and (found := describe(SYSTEMS[name].title, by_task)):
+            lines += found
+            tasks |= set(by_task)
+    return "\n".join([*lines, *paper_lines(tasks)])
 
 
 def compare(run: str) -> None:
@@ -79,7 +82,8 @@ def compare(run: str) -> None:
     if not evaluations:
         raise FileNotFoundError(f"nothing was evaluated in {run}; run: make evaluate RUN={run}")
     print(comparison_table(evaluations))
-    print(benchmark_lines(evaluations), end="")
+    if lines := benchmark_lines(evaluations):
+        print(f"\n{lines}")
 
 
 def main(args: list[str]) -> int:

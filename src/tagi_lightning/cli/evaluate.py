@@ -90,7 +90,8 @@ class Evaluator:
         if not evaluations:
             return
         print(comparison_table(evaluations))
-        print(benchmark_lines(evaluations))
+        if lines := benchmark_lines(evaluations):
+            print(f"\n{lines}")
 
     @property
     def partial(self) -> bool:
