@@ -21,6 +21,15 @@ E := experiments
 
 STAGES := pretrain-backbone teachers pretrain align distill
 
+# a misspelt choice is told here, with what there is
+names = $(patsubst $(E)/$(1)/%.yaml,%,$(filter-out %-text.yaml %-backbone.yaml,$(wildcard $(E)/$(1)/*.yaml)))
+known = $(if $(filter $($(1)),$(2)),,$(error $(1)=$($(1)) is unknown; choose from: $(2)))
+$(call known,TASKSET,$(call names,data))
+$(call known,SIZE,$(call names,sizes))
+$(call known,TRAINER,$(call names,trainers))
+$(call known,SETTING,def def+2pos)
+$(if $(shell echo '$(SEED)' | grep -xE '[0-9]+'),,$(error SEED=$(SEED) is not a whole number))
+
 # what a stage reads: tasks, plain text, or the backbone's mixture
 source_pretrain-backbone := -backbone
 source_pretrain := -text
@@ -29,8 +38,8 @@ source_pretrain := -text
 configs = --config $(E)/data/$(TASKSET)$(source_$(1)).yaml --config $(E)/stages/$(1).yaml $(addprefix --config ,$(wildcard $(E)/stages/$(TASKSET)/$(1).yaml)) \
   --config $(E)/sizes/$(SIZE).yaml $(addprefix --config ,$(wildcard $(E)/sizes/$(SIZE)/$(1).yaml $(E)/sizes/$(SIZE)/$(TASKSET)/$(1).yaml)) \
   --config $(E)/trainers/$(TRAINER).yaml
-options = --run $(RUN) --seed_everything $(SEED) --data_folder $(DATA) --setting $(SETTING) \
-  $(if $(BACKBONE),--backbone.name $(BACKBONE)) $(if $(TOKENIZER),--tokenizer $(TOKENIZER)) \
+options = --run '$(RUN)' --seed_everything $(SEED) --data_folder '$(DATA)' --setting $(SETTING) \
+  $(if $(BACKBONE),--backbone.name '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
   $(if $(CORPORA),--corpora $(CORPORA))
 
 .PHONY: help install demo data $(STAGES) evaluate all score bench tensorboard test check coverage clean
@@ -59,7 +68,7 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 install: $(VENV)/installed ## make .venv with everything that is needed (done once)
 
 data: install ## make or fetch the data of TASKSET into DATA
-	$(TAGI) data --taskset $(TASKSET) --folder $(DATA)
+	$(TAGI) data --taskset $(TASKSET) --folder '$(DATA)'
 
 pretrain-backbone: ## train a small T5 from scratch (where no pretrained one is at hand)
 teachers: ## train one LoRA per category on the frozen backbone
@@ -77,12 +86,12 @@ all: ## the whole chain: every stage, then evaluate
 	@for stage in $(if $(filter tiny,$(SIZE)),$(if $(BACKBONE),,pretrain-backbone)) teachers pretrain align distill evaluate; do \
 	  $(MAKE) --no-print-directory $$stage || exit $$?; done
 
-demo: install ## see it all work on synthetic tasks: about 12 minutes on two cores
+demo: install ## see it all work on synthetic tasks: about ten minutes on two cores
 	$(MAKE) --no-print-directory data TASKSET=synthetic
 	$(MAKE) --no-print-directory all TASKSET=synthetic SIZE=tiny RUN=$(if $(filter file,$(origin RUN)),runs/demo,$(RUN))
 
 score: install ## score PREDICTIONS=<file> without a model
-	$(TAGI) score --predictions $(PREDICTIONS)
+	$(TAGI) score --predictions '$(or $(PREDICTIONS),$(error give PREDICTIONS=<predictions.jsonl>))'
 
 bench: install ## time what is fast against what is plain, as ratios: CASES="rank", SIZE, OUTPUT=<json>
 	$(TAGI) bench $(if $(CASES),--cases '[$(CASES)]') --size $(if $(filter file,$(origin SIZE)),small,$(SIZE)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)

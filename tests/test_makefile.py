@@ -85,3 +85,10 @@ def test_the_demo_makes_the_data_and_runs_the_chain_in_its_own_folder():
     assert len(chain) == len(STAGES) + 1
     assert all("runs/demo" in words for words in chain)
     assert all(words[0] in VERBS for words in chain)
+
+
+@pytest.mark.parametrize("choice", ["TASKSET=foo", "SIZE=huge", "TRAINER=tpu", "SETTING=def+3"])
+def test_an_unknown_choice_is_told_with_what_there_is(choice):
+    done = make("--dry-run", "distill", choice, check=False)
+    assert done.returncode == 2
+    assert f"{choice} is unknown; choose from:" in done.stderr

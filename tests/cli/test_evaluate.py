@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -133,3 +134,19 @@ def test_answers_do_not_depend_on_the_number_of_examples_in_a_batch(chain, task_
         texts.append({row["id"]: row["prediction"] for row in map(json.loads, lines)})
     assert texts[0] == texts[1]
     assert torch.is_grad_enabled()
+
+
+def test_results_of_other_options_or_weights_are_not_shown_as_todays(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(chain, run, symlinks=True)
+    shutil.rmtree(run / "evaluate", ignore_errors=True)
+    arguments = command("evaluate", run, task_set, "--model.init_args.systems=[no_instruction,tagi]")
+    assert tagi(arguments) == 0
+    assert tagi(arguments) == 0
+    assert "already in" in capsys.readouterr().out
+    assert tagi([*arguments, "--data.init_args.max_test_instances=1"]) == 1
+    assert "max_test_instances" in capsys.readouterr().err
+    assert tagi(command("distill", run, task_set, "--trainer.max_steps=7", "--trainer.log_every_n_steps=1")) == 0
+    assert tagi(arguments) == 1
+    assert "the hypernetwork was trained on since" in capsys.readouterr().err
+    assert tagi([*arguments, "--overwrite=true"]) == 0

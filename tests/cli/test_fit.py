@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import signal
 from functools import partial
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 import yaml
 from commands import ROOT, STAGES, STEPS, command, copy_stages, record_of, same_tensors, tagi, weights
-from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tagi_lightning.callbacks import RunCheckpoint
 from tagi_lightning.cli import lightning_cli
 from tagi_lightning.stages.base import Stage
 
@@ -94,7 +95,7 @@ def interrupt(patch, at_step, how):
 
 
 def save_checkpoints(every, *args, **options):
-    return ModelCheckpoint(*args, **(options | {"every_n_train_steps": every}))
+    return RunCheckpoint(*args, **(options | {"every_n_train_steps": every}))
 
 
 DROPOUT = "--model.init_args.tagi.hypernetwork.dropout=0.2"
@@ -136,7 +137,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     copy_stages(chain, run, *STAGES[: STAGES.index(stage)])
     arguments = command(stage, run, task_set, *SEVERAL_EPOCHS[stage], f"--trainer.max_steps={RESUMED_STEPS}")
     with monkeypatch.context() as patch:
-        patch.setattr(lightning_cli, "ModelCheckpoint", partial(save_checkpoints, every))
+        patch.setattr(lightning_cli, "RunCheckpoint", partial(save_checkpoints, every))
         interrupt(patch, at_step, stop)
         with pytest.raises(Stop):
             tagi(arguments)
@@ -266,3 +267,55 @@ def test_an_unknown_option_is_short_and_exits_with_2(chain, task_set, capsys, op
     message = capsys.readouterr().err
     assert option.split("=")[0].rpartition(".")[2].strip("-") in message
     assert len(message) < 2000
+
+
+def test_a_start_that_failed_binds_nobody_to_its_configuration(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, "pretrain-backbone")
+    assert (
+        tagi(command("teachers", run, task_set, "--backbone.name=./absent", f"--tokenizer={task_set}/tokenizer")) == 1
+    )
+    assert record_of(run, "teachers")["status"] == "failed"
+    assert tagi(command("teachers", run, task_set, "--trainer.max_steps=1")) == 0
+    assert "finished after 1 steps" in capsys.readouterr().out
+
+
+def test_a_finished_stage_whose_model_was_removed_is_made_again(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, "pretrain-backbone", "teachers")
+    shutil.rmtree(run / "teachers" / "model")
+    assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={STEPS}")) == 0
+    assert same_tensors(weights(run, "teachers"), weights(chain, "teachers"))
+
+
+def test_several_lengths_go_on_from_the_newest_checkpoint_also_in_a_moved_folder(chain, task_set, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    copy_stages(chain, run, "pretrain-backbone")
+    for steps in (2, 4, 5):
+        assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={steps}")) == 0
+    run.rename(moved)
+    assert tagi(command("teachers", moved, task_set, "--trainer.max_steps=7")) == 0
+    assert tagi(command("teachers", moved, task_set, "--trainer.max_steps=8")) == 0
+    assert [path.name for path in (moved / "teachers" / "checkpoints").glob("last*")] == ["last.ckpt"]
+    straight = tmp_path / "straight"
+    copy_stages(chain, straight, "pretrain-backbone")
+    assert tagi(command("teachers", straight, task_set, "--trainer.max_steps=8")) == 0
+    last = [torch.load(each / "teachers/checkpoints/last.ckpt", weights_only=True) for each in (moved, straight)]
+    assert [state["global_step"] for state in last] == [8, 8]
+
+
+def test_a_finished_stage_whose_input_was_trained_on_is_told(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, *STAGES)
+    assert tagi(command("pretrain-backbone", run, task_set, f"--trainer.max_steps={STEPS + 3}")) == 0
+    assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={STEPS}")) == 1
+    assert "finished on other results of pretrain-backbone" in capsys.readouterr().err
+
+
+def test_a_cut_off_checkpoint_is_named(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, "pretrain-backbone", "teachers")
+    last = run / "teachers" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={STEPS + 1}")) == 1
+    assert "last.ckpt is damaged" in capsys.readouterr().err

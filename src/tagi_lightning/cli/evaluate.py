@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
-from tagi_lightning.cli.runs import environment
+from tagi_lightning.cli.runs import RunFolderError, differences, environment
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.flops import token_formula
@@ -70,9 +72,14 @@ class Evaluator:
         """Evaluates every system that has no result yet, and prints the table of all of them."""
         self.data.prepare_data()
         self.data.setup("test")
+        if not self.data.splits.test:
+            raise ValueError(
+                "there is no test task to evaluate on; a custom set needs several tasks, or rows with split"
+            )
         for name in self.stage.systems:
             target = self.folder / name
             if (target / METRICS).is_file() and not self.cli.config.overwrite:
+                self.check_current(name, target)
                 print(f"evaluate: {name} is already in {target}; --overwrite=true makes it again", flush=True)
                 continue
             print(f"evaluate: {name}", flush=True)
@@ -92,6 +99,28 @@ class Evaluator:
         print(comparison_table(evaluations))
         if lines := benchmark_lines(evaluations):
             print(f"\n{lines}")
+
+    def check_current(self, name: str, target: Path) -> None:
+        """Refuses results that other options, weights or another backbone gave.
+
+        Raises:
+            RunFolderError: If there is any difference; the message names it.
+        """
+        old = yaml.safe_load((target / "config.yaml").read_text(encoding="utf-8"))
+        free = ("model.init_args.systems", "model.init_args.flops", "trainer.")
+        found = [
+            line for line in differences(old, plain(self.cli.config, self.cli.parser)) if not line.startswith(free)
+        ]
+        metrics = json.loads((target / METRICS).read_text(encoding="utf-8"))
+        if name in SYSTEMS:
+            self.stage.configure_model()
+            if metrics["backbone_digest"] != self.stage.checkpoint_backbone_digest():
+                found.append("the backbone was trained on since")
+            if metrics.get("weights_digest") not in (None, self.stage.model.digest()):
+                found.append("the hypernetwork was trained on since")
+        if found:
+            reasons = "\n  ".join(found[:10])
+            raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n--overwrite=true makes it again.")
 
     @property
     def partial(self) -> bool:

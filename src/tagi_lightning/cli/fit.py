@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain, stage_folder
-from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, read_run
+from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, file_digest, read_run
+from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
+
+STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
+"""The stages in the order of the chain."""
 
 
 class FitCLI(TagiCLI):
@@ -33,23 +38,42 @@ class FitCLI(TagiCLI):
         if self.config.trainer.fast_dev_run:
             return
         record = read_run(folder)
-        if record and (folder / CONFIG_FILE).is_file():
+        last = folder / "checkpoints" / "last.ckpt"
+        has_model = (folder / MODEL).is_dir()
+        # a start that failed before its first checkpoint binds nobody
+        if (last.is_file() or has_model) and record and (folder / CONFIG_FILE).is_file():
             old = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             if found := differences(old, plain(self.config, self.parser)):
                 raise RunFolderError(
                     f"{folder} was made with another configuration:\n  " + "\n  ".join(found[:10]) + "\n"
                     "Give another RUN, the same configuration, or remove that folder."
                 )
-        if record.get("status") == "finished" and record["global_step"] >= self.config.trainer.max_steps:
+        done = record.get("status") == "finished" and record["global_step"] >= self.config.trainer.max_steps
+        if done and has_model:
+            if changed := [
+                name for name, digest in record.get("inputs", {}).items() if inputs_of(folder).get(name) != digest
+            ]:
+                raise RunFolderError(
+                    f"{folder} was finished on other results of {', '.join(changed)} than are there now; "
+                    f"remove {folder} to train it again"
+                )
             self.skip = f"{folder.name}: already finished in {folder} ({record['global_step']} steps); nothing to do"
             return
-        last = folder / "checkpoints" / "last.ckpt"
+        if last.is_file() and not zipfile.is_zipfile(last):
+            raise RunFolderError(f"{last} is damaged, cut off for instance; remove it to start {folder.name} again")
         self.checkpoint = last if last.is_file() else None
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer unless the stage is finished."""
         if self.skip is None:
             super().instantiate_classes()
+
+
+def inputs_of(folder: Path) -> dict[str, str]:
+    """Returns the digests of what the earlier stages of the same run have left, by stage."""
+    earlier = STAGES[: STAGES.index(folder.name)]
+    files = {stage: folder.parent / stage / MODEL / WEIGHTS for stage in earlier}
+    return {stage: file_digest(file) for stage, file in files.items() if file.is_file()}
 
 
 def facts_of(cli: FitCLI) -> dict[str, Any]:
@@ -103,7 +127,8 @@ def train(cli: FitCLI) -> int:
             frozen = sum(p.numel() for p in stage.parameters() if not p.requires_grad)
             metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
             counts = {"trained_parameters": trained, "frozen_parameters": frozen}
-            record.finish(status, {"global_step": trainer.global_step, **counts, "metrics": metrics})
+            facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(folder)}
+            record.finish(status, facts)
     if status == "interrupted":
         print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
         return 128 + (signal.SIGTERM if trainer.received_sigterm else signal.SIGINT)

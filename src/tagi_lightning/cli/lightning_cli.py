@@ -12,16 +12,19 @@ import lightning as L
 import transformers
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import data_modules  # noqa: F401  (makes its classes known by bare name)
 from tagi_lightning.backbones import SIZES, BackboneConfig
-from tagi_lightning.callbacks import HyperParameters, LineProgress, SampleTable, Throughput
+from tagi_lightning.callbacks import HyperParameters, LineProgress, RunCheckpoint, SampleTable, Throughput
 from tagi_lightning.cli.runs import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+"""Files one of which every tokenizer folder has; without any, transformers makes up a vocabulary."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -95,6 +98,9 @@ class TagiCLI(LightningCLI):
             help="What an instruction shows: the definition, or also two demonstrations.",
         )
         parser.add_argument(
+            "--allow_missing", type=bool, default=False, help="Go on without absent task files, and say which."
+        )
+        parser.add_argument(
             "--corpora",
             type=str,
             nargs="*",
@@ -140,11 +146,11 @@ class TagiCLI(LightningCLI):
         """
         steps = self.config.trainer.max_steps
         every = max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
-        last = ModelCheckpoint(folder, save_last=True, save_on_exception=True, every_n_train_steps=every)
+        last = RunCheckpoint(folder, save_last=True, save_on_exception=True, every_n_train_steps=every)
         monitor = locate_stage(self.config).monitor
         if monitor is None or self.config.data.init_args.get("val_split", "none") == "none":
             return [last]
-        best = ModelCheckpoint(folder, filename="best", monitor=monitor, mode="max", save_top_k=1)
+        best = RunCheckpoint(folder, filename="best", monitor=monitor, mode="max", save_top_k=1)
         return [last, best]
 
 
@@ -204,6 +210,11 @@ def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, 
     if tokenizer:
         return tokenizer
     if backbone.name not in SIZES:
+        folder = Path(backbone.name).expanduser()
+        if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise MissingInputError(
+                f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give one: TOKENIZER=<folder or hub id>"
+            )
         return str(backbone.name)
     trained = Path(run) / "pretrain-backbone" / MODEL
     if not trained.is_dir():

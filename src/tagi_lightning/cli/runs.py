@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -27,6 +28,10 @@ FREE_TRAINER_KEYS = frozenset(
 """Trainer options that may differ when a run goes on: they change where and how long it runs, not what is trained."""
 
 
+FREE_KEYS = frozenset({"run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite"})
+"""Top-level options that may differ: what they name stands again where it is used."""
+
+
 class RunFolderError(ValueError):
     """A run folder that holds something else; the message names what differs and what to do."""
 
@@ -46,7 +51,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     differing = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         parts = key.split(".")
-        if parts[0] in ("run", "config", "ckpt_path") or (parts[0] == "trainer" and parts[1] in FREE_TRAINER_KEYS):
+        if parts[0] in FREE_KEYS or (parts[0] == "trainer" and parts[1] in FREE_TRAINER_KEYS):
             continue
         if flat_old.get(key) != flat_new.get(key):
             differing.append(f"{key}: {flat_old.get(key)!r} there, {flat_new.get(key)!r} now")
@@ -80,6 +85,12 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {"python": platform.python_version(), "versions": versions, "cpus": os.cpu_count(), **git_state()}
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -37,6 +37,8 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if not (self.weight_pred or self.lambda1 or self.lambda2):
             raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 are all 0: nothing would be trained")
+        if min(self.weight_pred, self.lambda1) < 0 or (self.lambda2 != "sigmoid" and float(self.lambda2) < 0):
+            raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 must not be negative")
         if self.temperature <= 0:
             raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
 
