@@ -12,6 +12,7 @@ from tagi_lightning.losses import (
     lambda_ins,
     prediction_loss,
     token_mean,
+    update_cosine,
     update_norms,
 )
 
@@ -146,6 +147,14 @@ def test_product_loss_is_the_squared_distance_of_the_updates():
     assert torch.allclose(found, differences.sum(0) / elements, rtol=1e-10)
     summed = alignment_loss(generated, taught, target="product", reduction="sum")
     assert torch.allclose(summed, differences.sum(0), rtol=1e-10)
+
+
+def test_the_cosine_is_that_of_the_stacked_updates():
+    generated, taught = adapters(0), adapters(1)
+    updates = [torch.cat([each.delta(site).flatten(1) for site in generated.a], dim=1) for each in (generated, taught)]
+    expected = torch.cosine_similarity(*updates).mean()
+    assert torch.allclose(update_cosine(generated, taught), expected, rtol=1e-10)
+    assert update_cosine(generated, generated) == pytest.approx(1.0)
 
 
 def test_no_change_of_basis_between_the_factors_disturbs_the_product_loss():

@@ -113,11 +113,22 @@ def alignment_loss(
 
 def _product_distance(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     """Returns |B A - B2 A2|^2 [T] without forming an [out, in] matrix."""
+    return _update_inner(a, b, a, b) - 2 * _update_inner(a, b, a2, b2) + _update_inner(a2, b2, a2, b2)
 
-    def inner(left_a: Tensor, left_b: Tensor, right_a: Tensor, right_b: Tensor) -> Tensor:
-        return ((left_b.transpose(1, 2) @ right_b) * (left_a @ right_a.transpose(1, 2))).sum((1, 2))
 
-    return inner(a, b, a, b) - 2 * inner(a, b, a2, b2) + inner(a2, b2, a2, b2)
+def _update_inner(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
+    """Returns the inner product of B A and B2 A2 [T], from r x r Gram matrices."""
+    return ((b.transpose(1, 2) @ b2) * (a @ a2.transpose(1, 2))).sum((1, 2))
+
+
+@torch.no_grad()
+def update_cosine(generated: LoraWeights, taught: LoraWeights) -> Tensor:
+    """Returns the cosine between generated and taught updates B A over all sites, averaged over tasks."""
+    pairs = [((generated.a[site], generated.b[site]), (taught.a[site], taught.b[site])) for site in generated.a]
+    dot = torch.stack([_update_inner(*own, *other) for own, other in pairs]).sum(0)
+    norms = torch.stack([_update_inner(*own, *own) for own, _ in pairs]).sum(0)
+    taught_norms = torch.stack([_update_inner(*other, *other) for _, other in pairs]).sum(0)
+    return (dot / (norms * taught_norms).clamp_min(1e-20).sqrt()).mean()
 
 
 def lambda_ins(loss_ins: Tensor, weight: Lambda2, detach: bool = False) -> Tensor:
@@ -138,7 +149,7 @@ def update_norms(weights: LoraWeights, sites: Sequence[LoraSite]) -> dict[str, d
     found: dict[str, dict[str, list[Tensor]]] = {}
     for site in sites:
         a, b = weights.a[site.name].detach(), weights.b[site.name].detach()
-        gram = ((b.transpose(1, 2) @ b) * (a @ a.transpose(1, 2))).sum((1, 2)).clamp_min(0)
+        gram = _update_inner(a, b, a, b).clamp_min(0)
         norms = found.setdefault(site.stack, {"a": [], "b": [], "ba": []})
         norms["a"].append(a.flatten(1).norm(dim=1))
         norms["b"].append(b.flatten(1).norm(dim=1))

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
-from tagi_lightning.losses import alignment_loss
+from tagi_lightning.losses import alignment_loss, update_cosine
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.serialization import load_bank
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig
@@ -115,19 +114,3 @@ def check_categories(bank: LoraBank, categories: tuple[str, ...]) -> None:
         missing = sorted(set(categories) - set(bank.names))
         detail = f"no teacher for {', '.join(missing[:5])}" if missing else "other categories were taught"
         raise ValueError(f"the teachers do not fit the training categories: {detail}; train them again: make teachers")
-
-
-@torch.no_grad()
-def update_cosine(generated: LoraWeights, taught: LoraWeights) -> Tensor:
-    """Returns the cosine between generated and taught updates B A over all sites, averaged over tasks."""
-    dot = norm_generated = norm_taught = torch.zeros(())
-    for site in generated.a:
-        a, b, a2, b2 = generated.a[site], generated.b[site], taught.a[site], taught.b[site]
-
-        def inner(la: Tensor, lb: Tensor, ra: Tensor, rb: Tensor) -> Tensor:
-            return ((lb.transpose(1, 2) @ rb) * (la @ ra.transpose(1, 2))).sum((1, 2))
-
-        dot = dot + inner(a, b, a2, b2)
-        norm_generated = norm_generated + inner(a, b, a, b)
-        norm_taught = norm_taught + inner(a2, b2, a2, b2)
-    return (dot / (norm_generated * norm_taught).clamp_min(1e-20).sqrt()).mean()
