@@ -123,11 +123,6 @@ class Backbone(nn.Module, ABC):
         """Width of the logits."""
         return int(self.model.config.vocab_size)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
     def freeze(self) -> None:
         """Stops gradients to every weight of the model."""
         self.requires_grad_(False)

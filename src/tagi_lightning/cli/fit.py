@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
@@ -76,17 +77,25 @@ def inputs_of(folder: Path) -> dict[str, str]:
     return {stage: file_digest(file) for stage, file in files.items() if file.is_file()}
 
 
+def batch_size(data: Namespace) -> int | None:
+    """Returns the examples (of align: the instructions) in a batch; None where batches of several kinds are mixed."""
+    if data.get("tasks") is not None:
+        return None
+    if "tasks_per_batch" not in data:
+        return int(data.batch_size)
+    return int(data.tasks_per_batch) * (1 if data.instructions_only else int(data.instances_per_task))
+
+
 def facts_of(cli: FitCLI) -> dict[str, Any]:
     """Returns what run.json says of a stage before it starts."""
     trainer = cli.trainer
-    data = cli.config.data.init_args
-    per_step = getattr(data, "tasks_per_batch", 1) * getattr(data, "instances_per_task", getattr(data, "batch_size", 1))
+    per_step = batch_size(cli.config.data.init_args)
     return {
         "stage": cli.model.stage_name,
         "seed": cli.config.seed_everything,
         "devices": trainer.world_size,
         "precision": trainer.precision,
-        "effective_batch": per_step * trainer.accumulate_grad_batches,
+        "effective_batch": per_step and per_step * trainer.accumulate_grad_batches,
     }
 
 

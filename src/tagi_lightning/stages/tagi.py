@@ -15,9 +15,6 @@ from tagi_lightning.predictions import Prediction
 from tagi_lightning.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
 
-CHAIN = ("pretrain", "align", "distill")
-"""Stages that train the hypernetwork, in the order in which each may start from an earlier one."""
-
 
 class TagiStage(Stage):
     """A stage that trains a `TagiModel`.
