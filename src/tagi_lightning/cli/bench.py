@@ -19,8 +19,8 @@ def bench(cases: list[str] | None = None, size: str = "small", repeats: int = 7,
     """
     import torch
 
-    from tagi_lightning.bench import table
-    from tagi_lightning.bench_cases import CASES
+    from tagi_lightning.bench import CASES
+    from tagi_lightning.bench.measure import table
     from tagi_lightning.cli.runs import environment, write_json
 
     wanted = cases or list(CASES)

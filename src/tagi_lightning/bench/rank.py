@@ -1,17 +1,15 @@
-"""The cases of the benchmark. Models have random weights; lengths are those of the real tasks."""
+"""Answer choices ranked with a shared encoding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
-from tagi_lightning.backbones import Backbone, build_backbone
-from tagi_lightning.backbones.loading import t5_config
-from tagi_lightning.bench import Result, in_turn, summarize
+from tagi_lightning.bench.measure import Result, in_turn, summarize
+from tagi_lightning.bench.shapes import backbone, random_tokens
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 
 RANKED_LENGTHS = {"rte": (77, 2, 2), "anli": (106, 3, 3), "hellaswag": (92, 4, 16)}
@@ -19,19 +17,6 @@ RANKED_LENGTHS = {"rte": (77, 2, 2), "anli": (106, 3, 3), "hellaswag": (92, 4, 1
 HellaSwag, read as fields with the T5 vocabulary."""
 
 BATCH = 32
-
-
-def random_tokens(rows: int, length: int, vocabulary: int, seed: int) -> Tokens:
-    """Returns full rows of random tokens [rows, length]."""
-    ids = torch.randint(3, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
-    return Tokens(ids, torch.ones_like(ids))
-
-
-def backbone(size: str) -> Backbone:
-    """Returns a T5 of a built-in size with random weights, frozen."""
-    model = build_backbone(t5_config(size), size)
-    model.freeze()
-    return model.eval()
 
 
 @torch.no_grad()
@@ -70,7 +55,3 @@ def rank_scoring(size: str, repeats: int) -> list[Result]:
         compares = f"{choices} choices of {answer} tokens on {length}: shared encoding / (E + C D)"
         results.append(summarize(f"rank_{name}", compares, ratios, 1.10, size=size, seconds=parts))
     return results
-
-
-CASES: dict[str, Callable[[str, int], list[Result]]] = {"rank": rank_scoring}
-"""Groups of cases by name."""
