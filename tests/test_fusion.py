@@ -78,7 +78,7 @@ def test_keys_and_values_are_made_once_a_task_and_can_be_cut_off(states, mask):
     assert len(fused.keys) == len(fused.values) == BLOCKS
     assert fused.keys[0].shape == (TASKS, HEADS, INSTRUCTION, 16 // HEADS)
     assert fused.keys[0].requires_grad
-    detached = fused.detach(torch.bfloat16)
+    detached = fused.map(lambda tensor: tensor.detach().bfloat16())
     assert not detached.keys[0].requires_grad
     assert {tensor.dtype for tensor in (*detached.keys, *detached.values)} == {torch.bfloat16}
 

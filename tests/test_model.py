@@ -63,8 +63,10 @@ def test_a_fresh_model_without_memory_is_transformers_t5_bit_for_bit(any_backbon
 
 
 @torch.no_grad()
-def test_a_fresh_model_with_memory_is_t5_whose_decoder_is_given_instruction_and_input(any_backbone, batch, plain_t5):
-    """Bit for bit: LoRA and fusion add exact zeros to T5 on the same memory and mask."""
+def test_a_fresh_model_with_memory_is_t5_whose_decoder_is_given_instruction_and_input(
+    any_backbone, batch, plain_t5, distance
+):
+    """LoRA and fusion add exact zeros to T5 on the same memory and mask; the instruction's part is summed on its own."""
     instructions, inputs, labels = batch
     plain = plain_t5(any_backbone)
 
@@ -74,7 +76,8 @@ def test_a_fresh_model_with_memory_is_t5_whose_decoder_is_given_instruction_and_
     memory = torch.cat([encode(instructions)[TASK_INDEX], encode(inputs)], dim=1)
     mask = torch.cat([instructions.mask[TASK_INDEX], inputs.mask], dim=1)
     expected = plain(encoder_outputs=(memory,), attention_mask=mask, labels=labels).logits
-    assert torch.equal(run(TagiModel(any_backbone, TagiConfig(LORA)), batch), expected)
+    # float32: one softmax over two parts of the scores
+    assert distance(run(TagiModel(any_backbone, TagiConfig(LORA)), batch), expected) < 1e-5
 
 
 @pytest.mark.parametrize(("generator", "pooling"), KINDS)

@@ -7,7 +7,8 @@ Shapes: B examples, T tasks, S input tokens, I instruction tokens, d width, H he
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,28 +37,28 @@ class FusionStates:
         keys: Keys of each block [T, H, I, width / H].
         values: Values of each block [T, H, I, width / H].
         mask: 1 for instruction tokens, 0 for padding [T, I].
+        grouped: Whether the rows of every batch are T equal runs, one a task in order, so that no keys are copied.
     """
 
     layers: nn.ModuleList
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask: Tensor
+    grouped: bool = False
 
     def fuse(self, block: int, hidden: Tensor, task_index: Tensor) -> Tensor:
         """Returns F_l of encoder block `block` for hidden states S_l [B, S, d]."""
-        output: Tensor = self.layers[block](
-            hidden, self.keys[block][task_index], self.values[block][task_index], self.mask[task_index]
-        )
-        return output
+        keys, values, mask = self.keys[block], self.values[block], self.mask
+        if not self.grouped:
+            fused: Tensor = self.layers[block](hidden, keys[task_index], values[task_index], mask[task_index])
+            return fused
+        runs = hidden.reshape(len(mask), -1, hidden.shape[-1])
+        output: Tensor = self.layers[block](runs, keys, values, mask)
+        return output.view(hidden.shape)
 
-    def detach(self, dtype: torch.dtype | None = None) -> FusionStates:
-        """Returns a copy whose keys and values are cut off from the graph, in `dtype` if one is given."""
-        return FusionStates(
-            self.layers,
-            tuple(key.detach().to(dtype or key.dtype) for key in self.keys),
-            tuple(value.detach().to(dtype or value.dtype) for value in self.values),
-            self.mask,
-        )
+    def map(self, function: Callable[[Tensor], Tensor]) -> FusionStates:
+        """Returns a copy with `function` applied to keys and values."""
+        return replace(self, keys=tuple(map(function, self.keys)), values=tuple(map(function, self.values)))
 
 
 class FusionLayer(nn.Module):

@@ -74,12 +74,14 @@ class LoraWeights:
         b: Site name -> B [T, out, r].
         scale: The factor alpha / r.
         dropout: Dropout on the LoRA input, used while gradients are recorded.
+        grouped: Whether the rows of every batch are T equal runs, one a task in order, so that no adapter is copied.
     """
 
     a: dict[str, Tensor]
     b: dict[str, Tensor]
     scale: float
     dropout: float = 0.0
+    grouped: bool = False
 
     @property
     def num_tasks(self) -> int:
@@ -90,6 +92,11 @@ class LoraWeights:
     def rank(self) -> int:
         """Rank r."""
         return next(iter(self.a.values())).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return next(iter(self.a.values())).device
 
     def index(self, tasks: Tensor) -> LoraWeights:
         """Returns the adapters of rows `tasks` [N], in that order."""
@@ -112,33 +119,34 @@ class LoraWeights:
         """Returns the update scale * B A of `site` [T, out, in]; for tests, merging and inspection only."""
         return self.scale * self.b[site] @ self.a[site]
 
-    def apply(self, site: str, x: Tensor, task_index: Tensor | None) -> Tensor | None:
-        """Returns the update scale * B A x of `site`, or None where the adapter does not touch it.
+    def add(self, output: Tensor, site: str, x: Tensor, task_index: Tensor | None) -> Tensor:
+        """Returns `output` plus the update scale * B A x of `site`; `output` itself where the adapter has none.
 
-        No tensor larger than [B, S, max(in, out)] or [B, r, in] is formed.
+        No tensor larger than [B, S, max(in, out)] or, where rows are not grouped, [B, r, in] is formed.
 
         Args:
+            output: What the frozen layer gives [B, S, out].
             site: Name of the site.
             x: Its input [B, S, in].
             task_index: Adapter of each example [B]; may be None for a single adapter.
-
-        Returns:
-            The update [B, S, out].
 
         Raises:
             ValueError: If several adapters come without a task index.
         """
         if site not in self.a:
-            return None
-        a, b = self.a[site].to(x.dtype), self.b[site].to(x.dtype)
+            return output
+        a, b = self.a[site].to(output.dtype), self.b[site].to(output.dtype)
+        x = x.to(output.dtype)
         if self.dropout and torch.is_grad_enabled():
             x = F.dropout(x, self.dropout)
-        if a.shape[0] == 1:
-            return F.linear(F.linear(x, a[0]), b[0]) * self.scale
-        if task_index is None:
+        if a.shape[0] == 1 or self.grouped:
+            rows, onto = x.reshape(a.shape[0], -1, x.shape[-1]), output.reshape(a.shape[0], -1, output.shape[-1])
+        elif task_index is not None:
+            rows, onto, a, b = x, output, a[task_index], b[task_index]
+        else:
             raise ValueError(f"{a.shape[0]} adapters were given without task_index")
-        a, b = a[task_index], b[task_index]
-        return torch.bmm(torch.bmm(x, a.transpose(1, 2)), b.transpose(1, 2)) * self.scale
+        update = torch.baddbmm(onto, torch.bmm(rows, a.transpose(1, 2)), b.transpose(1, 2), alpha=self.scale)
+        return update.view(output.shape)
 
 
 def adapted_linear(
@@ -146,8 +154,7 @@ def adapted_linear(
 ) -> Tensor:
     """Returns linear(x), plus the update of `site` where `lora` has one [B, S, out]."""
     output: Tensor = linear(x)
-    update = lora.apply(site, x, task_index) if lora is not None else None
-    return output if update is None else output + update
+    return output if lora is None else lora.add(output, site, x, task_index)
 
 
 def initial_a(site: LoraSite, config: LoraConfig) -> Tensor:

@@ -87,13 +87,8 @@ class TagiModel(nn.Module):
             instruction: Token rows of T instructions.
             dtype: Type to keep the adapter in; None keeps each tensor's own.
         """
-        adapter = self.backbone.prepare(self.adapt(instruction))
-        return PreparedAdapter(
-            lora=adapter.lora.detach(dtype) if adapter.lora is not None else None,
-            fusion=adapter.fusion.detach(dtype) if adapter.fusion is not None else None,
-            memory=adapter.memory.detach(dtype) if adapter.memory is not None else None,
-            model_digest=self.digest(),
-        )
+        adapter = self.backbone.prepare(self.adapt(instruction)).detach(dtype)
+        return PreparedAdapter(adapter.lora, adapter.fusion, adapter.memory, model_digest=self.digest())
 
     def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
         """Returns the adapted backbone's teacher-forced logits [B, O, V]; see `Backbone.forward`.

@@ -78,62 +78,39 @@ class T5Backbone(Backbone):
 
     def prepare(self, adapter: TaskAdapter) -> TaskAdapter:
         """Returns `adapter` with the decoder's cross keys and values of the instructions."""
-        if adapter.memory is None:
+        memory = adapter.memory
+        if memory is None or memory.keys_values:
             return adapter
-        tasks = torch.arange(len(adapter.memory.states), device=adapter.memory.states.device)
-        pairs = tuple(layer.keys_values(adapter.memory.states, adapter, tasks) for layer in self._cross_attentions())
-        return replace(adapter, memory=replace(adapter.memory, keys_values=pairs))
+        tasks = torch.arange(len(memory.states), device=memory.states.device)
+        routed, states = adapter.in_runs(True), memory.states.to(self.model.dtype)
+        pairs = tuple(layer.keys_values(states, routed, tasks) for layer in self._cross_attentions())
+        return replace(adapter, memory=replace(memory, keys_values=pairs))
+
+    def _route(self, adapter: TaskAdapter, task_index: Tensor) -> TaskAdapter:
+        """Returns `adapter` prepared, and ready for the examples of `task_index` [B]."""
+        adapter = self.prepare(adapter).route(task_index)
+        if adapter.memory is None or adapter.grouped or torch.is_grad_enabled():
+            return adapter
+        # attention to a shared memory takes equal runs: where tasks are mixed, each example is a run of its own
+        own = replace(adapter.memory.map(lambda tensor: tensor[task_index]), mask=adapter.memory.mask[task_index])
+        return replace(adapter, memory=own)
 
     def _cross_attentions(self) -> list[AdaptedAttention]:
         modules = self.model.decoder.named_modules()
         return [module for name, module in modules if name.endswith("EncDecAttention")]  # type: ignore[misc]
 
-    def _decoder_inputs(
-        self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, rows: Tensor | None = None
-    ) -> dict[str, Any]:
-        """Encodes the inputs and returns what the decoder attends to, [I ; F_L] or F_L, as arguments of the model.
-
-        Args:
-            inputs: Input tokens [B, S].
-            adapter: Conditioning of T tasks; where it is prepared, only F_L is projected to keys and values here.
-            task_index: Task of each example [B].
-            rows: Example that each of the decoder's N rows attends to [N]; None for one row an example.
-        """
+    def _encode_inputs(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor) -> dict[str, Any]:
+        """Returns the encoded inputs F_L as arguments of the model; the decoder finds I in the adapter."""
         states = self.model.encoder(
             input_ids=inputs.ids, attention_mask=inputs.mask, adapter=adapter, task_index=task_index
         ).last_hidden_state
-        mask, memory = inputs.mask, adapter.memory
-        prepared = memory.keys_values if memory is not None else ()
-        if memory is not None:
-            mask = torch.cat([memory.mask[task_index], mask], dim=1)
-            if not prepared:
-                states = torch.cat([memory.states.to(states.dtype)[task_index], states], dim=1)
-        if rows is None and not prepared:
-            return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": mask}
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        for place, layer in enumerate(self._cross_attentions()):
-            keys, values = layer.keys_values(states, adapter, task_index)
-            if prepared:
-                own_keys, own_values = (part.to(keys.dtype)[task_index] for part in prepared[place])
-                keys, values = torch.cat([own_keys, keys], dim=2), torch.cat([own_values, values], dim=2)
-            if rows is not None:
-                keys, values = keys[rows], values[rows]
-            cache.cross_attention_cache.update(keys, values, layer.layer_idx)
-            cache.is_updated[layer.layer_idx] = True
-        if rows is not None:
-            mask = mask[rows]
-        # the cache stands in for the states; only their shape is read again
-        shape = states[:1, :1].expand(*mask.shape, -1)
-        return {
-            "encoder_outputs": BaseModelOutput(last_hidden_state=shape),
-            "attention_mask": mask,
-            "past_key_values": cache,
-        }
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=states), "attention_mask": inputs.mask}
 
     def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
         """Returns teacher-forced logits [B, O, vocabulary] for `labels` [B, O]; see `Backbone.forward`."""
+        adapter = self._route(adapter, task_index)
         output = self.model(
-            **self._decoder_inputs(inputs, adapter, task_index),
+            **self._encode_inputs(inputs, adapter, task_index),
             decoder_input_ids=self.model._shift_right(labels),
             adapter=adapter,
             task_index=task_index,
@@ -145,12 +122,10 @@ class T5Backbone(Backbone):
     @torch.no_grad()
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
         """Returns generated ids without the start token [B, at most max_new_tokens], padded on the right."""
-        decoder_inputs = self._decoder_inputs(inputs, adapter, task_index)
-        cache = decoder_inputs.get("past_key_values")
-        if cache is not None and config.num_beams > 1:
-            cache.batch_repeat_interleave(config.num_beams)
+        adapter = self._route(adapter, task_index)
+        encoded = self._encode_inputs(inputs, adapter, task_index)
         ids = self.model.generate(  # type: ignore[misc]
-            **decoder_inputs, adapter=adapter, task_index=task_index, **config.to_kwargs()
+            **encoded, adapter=adapter, task_index=task_index, **config.to_kwargs()
         )
         generated: Tensor = ids[:, 1:]
         return generated
@@ -162,11 +137,24 @@ class T5Backbone(Backbone):
 
         The encoder and the decoder's cross keys and values run over the B inputs, not over the C choices.
         """
+        prepared = self.prepare(adapter)
+        adapter = self._route(prepared, task_index)
+        states = self._encode_inputs(inputs, adapter, task_index)["encoder_outputs"].last_hidden_state
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for layer in self._cross_attentions():
+            keys, values = layer.keys_values(states, adapter, task_index)
+            cache.cross_attention_cache.update(keys[choice_index], values[choice_index], layer.layer_idx)
+            cache.is_updated[layer.layer_idx] = True
+        tasks, mask = task_index[choice_index], inputs.mask[choice_index]
+        # the cache stands in for the states; only their shape is read again
+        shape = states[:1, :1].expand(*mask.shape, -1)
         output = self.model(
-            **self._decoder_inputs(inputs, adapter, task_index, rows=choice_index),
+            encoder_outputs=BaseModelOutput(last_hidden_state=shape),
+            attention_mask=mask,
+            past_key_values=cache,
             decoder_input_ids=self.model._shift_right(choices),
-            adapter=adapter,
-            task_index=task_index[choice_index],
+            adapter=self._route(prepared, tasks),
+            task_index=tasks,
             use_cache=True,
         )
         return sequence_log_likelihood(output.logits, choices)

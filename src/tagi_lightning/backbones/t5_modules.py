@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerSelfAttention, eager_attention_forward
 
-from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.adapter import InstructionStates, TaskAdapter
+from tagi_lightning.backbones.memory_attention import attend, join_mask
 from tagi_lightning.lora import adapted_linear
 
 
@@ -106,17 +107,53 @@ class AdaptedAttention(T5Attention):
         query = self._project("q", hidden_states, adapter, task_index)
         source = hidden_states if key_value_states is None else key_value_states
         keys, values = self._cached_keys_values(source, is_cross, past_key_values, adapter, task_index)
-        if position_bias is None:
-            if self.has_relative_attention_bias:
-                position_bias = self.compute_bias(query.shape[2], keys.shape[2], query.device, past_seen_tokens=seen)
-            else:
-                position_bias = query.new_zeros(1, self.n_heads, query.shape[2], keys.shape[2])
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        attended, weights = attend(
-            self, query, keys, values, mask, dropout=0.0, scaling=self.scaling, position_bias=position_bias, **kwargs
-        )
+        memory = adapter.memory if is_cross and adapter is not None else None
+        if memory is not None:
+            attended, weights = self._attend_with_memory(query, keys, values, mask, memory, task_index, kwargs)
+        else:
+            if position_bias is None:
+                position_bias = self._position_bias(query, keys, seen)
+            bias = {"position_bias": position_bias, "scaling": self.scaling}
+            attended, weights = self._attend(query, keys, values, mask, **bias, **kwargs)
         output = self._project("o", attended.flatten(2), adapter, task_index, heads=False)
         return output, position_bias, weights
+
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what Hugging Face's attention function gives: heads side by side [B, Q, H, h], and weights."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(self, query, keys, values, mask, dropout=0.0, **kwargs)
+        return attended, weights
+
+    def _position_bias(self, query: Tensor, keys: Tensor, seen: int | Tensor) -> Tensor:
+        """Returns the bias of the scores [1, H, Q, K]; zero where this layer's stack has none."""
+        if self.has_relative_attention_bias:
+            bias: Tensor = self.compute_bias(query.shape[2], keys.shape[2], query.device, past_seen_tokens=seen)
+            return bias
+        return query.new_zeros(1, self.n_heads, query.shape[2], keys.shape[2])
+
+    def _attend_with_memory(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        memory: InstructionStates,
+        task_index: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends to [I ; input], the instruction's keys and values being those of `memory`."""
+        own_keys, own_values = memory.keys_values[self.layer_idx]
+        if not torch.is_grad_enabled():
+            # one run a task, or one "task" an example: see T5Backbone._routed
+            attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
+            return attended.transpose(1, 2), None
+        # in training the fused kernels save less for the backward pass than scores and weights would take
+        mask = join_mask(memory.mask[task_index], mask, keys.shape[2])
+        keys = torch.cat([own_keys.to(keys.dtype)[task_index], keys], dim=2)
+        values = torch.cat([own_values.to(values.dtype)[task_index], values], dim=2)
+        return self._attend(query, keys, values, mask, position_bias=None, scaling=self.scaling, **kwargs)
 
 
 class FusedSelfAttention(T5LayerSelfAttention):

@@ -1,0 +1,73 @@
+"""Attention to [instruction ; own tokens] that reads the instruction's keys and values once a task, not once an example.
+
+Shapes: B examples, T tasks, H query heads, G key heads, Q queries, I instruction tokens, S own tokens, h head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def join_mask(memory_mask: Tensor, own_mask: Tensor | None, own_tokens: int) -> Tensor:
+    """Returns the attention mask over [instruction ; own tokens] [B, 1, Q or 1, I + S].
+
+    Args:
+        memory_mask: 1 for instruction tokens, 0 for padding [B, I].
+        own_mask: Boolean or additive mask of the own tokens [B, 1, Q or 1, S]; None where all are seen.
+        own_tokens: S.
+    """
+    memory = memory_mask.bool()[:, None, None, :]
+    if own_mask is None:
+        own_mask = memory.new_ones(len(memory), 1, 1, own_tokens)
+    if own_mask.dtype != torch.bool:
+        memory = torch.zeros_like(memory, dtype=own_mask.dtype).masked_fill(~memory, torch.finfo(own_mask.dtype).min)
+    own_mask = own_mask.expand(len(memory), -1, -1, -1)
+    return torch.cat([memory.expand(-1, -1, own_mask.shape[2], -1), own_mask], dim=-1)
+
+
+def attend(
+    query: Tensor,
+    memory: tuple[Tensor, Tensor],
+    memory_mask: Tensor,
+    own: tuple[Tensor, Tensor],
+    own_mask: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """Returns softmax attention to [instruction ; own tokens] [B, H, Q, h], copying no instruction to its examples.
+
+    Args:
+        query: Queries of the examples, T equal runs of them, one a task in order [B, H, Q, h].
+        memory: Keys and values of the instructions, each [T, G, I, h].
+        memory_mask: 1 for instruction tokens, 0 for padding [T, I].
+        own: Keys and values of each example's own tokens, each [B, G, S, h].
+        own_mask: Boolean or additive mask of the own tokens [B, 1, Q or 1, S]; None where all are seen.
+        scaling: Factor on the scores.
+    """
+    batch, heads, queries, size = query.shape
+    tasks, groups, tokens, _ = memory[0].shape
+    run, share = batch // tasks, heads // groups
+    # [B, H, Q] as [T, run, G, share, Q]: query heads of one key head, and examples of one task, side by side
+    by_task = query.view(tasks, run, groups, share, queries, size).permute(0, 2, 1, 3, 4, 5)
+    by_task = by_task.reshape(tasks, groups, run * share * queries, size)
+    scores = by_task @ memory[0].to(query.dtype).transpose(2, 3)
+    scores = scores.masked_fill(memory_mask[:, None, None] == 0, float("-inf"))
+    scores = scores.view(tasks, groups, run, share * queries, tokens).transpose(1, 2).reshape(batch, groups, -1, tokens)
+    by_group = query.reshape(batch, groups, share * queries, size)
+    own_scores = by_group @ own[0].transpose(2, 3)
+    if own_mask is not None:
+        own_scores = _masked(own_scores.view(batch, groups, share, queries, -1), own_mask[:, :, None]).view_as(
+            own_scores
+        )
+    weights = (torch.cat([scores, own_scores], dim=-1) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    on_memory, on_own = weights.split([tokens, own_scores.shape[-1]], dim=-1)
+    on_memory = on_memory.view(tasks, run, groups, share * queries, tokens).transpose(1, 2)
+    read = on_memory.reshape(tasks, groups, -1, tokens) @ memory[1].to(query.dtype)
+    read = read.view(tasks, groups, run, share * queries, size).transpose(1, 2).reshape(batch, groups, -1, size)
+    return (read + on_own @ own[1]).view(batch, heads, queries, size)
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, float("-inf"))
+    return scores + mask
