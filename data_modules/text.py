@@ -11,6 +11,7 @@ import lightning as L
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_modules.instruction import InstructionDataModule, ResumableLoader
+from tagi_lightning.data.causal_prompts import PromptKind
 from tagi_lightning.data.pretraining import (
     MIN_LENGTH,
     DenoisingCollator,
@@ -51,6 +52,7 @@ class PlainTextDataModule(L.LightningDataModule):
         num_workers: int = 0,
         cache_dir: str = ".cache",
         pool_batches: int = 100,
+        prompt: PromptKind = "t5",
     ) -> None:
         """Takes the settings; nothing is read before `prepare_data`.
 
@@ -67,6 +69,7 @@ class PlainTextDataModule(L.LightningDataModule):
             num_workers: Processes that build batches; they change nothing but speed.
             cache_dir: Where the token cache lies.
             pool_batches: Batches among which sequences are sorted by length: more pads less, fewer mixes better.
+            prompt: Whom segments are for: with t5 all end with EOS, with causal and chat only targets do.
         """
         super().__init__()
         if max_length < MIN_LENGTH:
@@ -77,7 +80,7 @@ class PlainTextDataModule(L.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
         self.document_unit, self.val_share, self.max_val_sequences = document_unit, val_share, max_val_sequences
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir, self.prompt = Path(cache_dir), prompt
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -137,7 +140,8 @@ class PlainTextDataModule(L.LightningDataModule):
 
     @property
     def _collator(self) -> Callable[[Any], Any]:
-        return SegmentCollator(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, self.seed)
+        tokenizer = self.tokenizer
+        return SegmentCollator(tokenizer.pad_token_id, tokenizer.eos_token_id, self.seed, self.prompt == "t5")
 
     def _loader(self, dataset: Any, sampler: EpochSampler, collator: Callable[[Any], Any]) -> ResumableLoader:
         return ResumableLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=self.num_workers)

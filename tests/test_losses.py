@@ -1,8 +1,11 @@
 import copy
+import functools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tagi_lightning.data.batch import IGNORE_INDEX, pad_labels
 from tagi_lightning.lora import LoraConfig, LoraWeights
@@ -10,8 +13,10 @@ from tagi_lightning.losses import (
     alignment_loss,
     distillation_loss,
     lambda_ins,
+    prediction_and_distillation_loss,
     prediction_loss,
     token_mean,
+    top_k,
     update_cosine,
     update_norms,
 )
@@ -246,3 +251,69 @@ def test_gradients_accumulated_over_parts_of_a_batch_are_those_of_the_whole(buil
     assert accumulated.dtype == torch.float64
     assert found == pytest.approx(whole, rel=1e-12)
     assert (accumulated - expected).abs().max() < 1e-11 * expected.abs().max()
+
+
+def rows(scores):
+    """Returns the logits of the target tokens [N, V]."""
+    return scores[LABELS != IGNORE_INDEX]
+
+
+def gradient(loss, student):
+    student = student.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(student).sum(), student)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_whole_vocabulary_in_buckets_is_the_exact_kl_and_its_gradient(temperature):
+    student, teacher = logits(0), logits(1)
+    buckets = top_k(rows(teacher), VOCABULARY, temperature)
+    exact = distillation_loss(student, teacher, LABELS, temperature)
+    assert torch.allclose(distillation_loss(student, buckets, LABELS, temperature), exact, atol=1e-12)
+    found = gradient(lambda s: distillation_loss(s, buckets, LABELS, temperature), student)
+    expected = gradient(lambda s: distillation_loss(s, teacher, LABELS, temperature), student)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+@given(
+    seed=st.integers(0, 2**16), k=st.integers(1, VOCABULARY), size=st.floats(0.01, 30), temperature=st.floats(0.5, 4)
+)
+def test_merging_tokens_into_one_bucket_never_adds_to_the_kl(seed, k, size, temperature):
+    student, teacher = size * logits(seed), size * logits(seed + 1)
+    exact = distillation_loss(student, teacher, LABELS, temperature)
+    bucketed = distillation_loss(student, top_k(rows(teacher), k, temperature), LABELS, temperature)
+    assert (bucketed >= -1e-9 * (1 + exact)).all()
+    assert (bucketed <= exact * (1 + 1e-9) + 1e-12).all()
+
+
+@pytest.mark.parametrize("k", [1, 4, VOCABULARY - 1, VOCABULARY])
+def test_both_losses_have_the_gradient_of_finite_differences_with_and_without_buckets(k):
+    student, teacher = logits(0), logits(1)
+    for target in (teacher, top_k(rows(teacher), k)):
+        both = functools.partial(prediction_and_distillation_loss, teacher=target, labels=LABELS)
+        assert torch.autograd.gradcheck(both, (student.clone().requires_grad_(),))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [None, 3])
+def test_one_softmax_for_both_losses_gives_what_each_gives_alone(temperature, k):
+    student, teacher = logits(0), logits(1)
+    target = teacher if k is None else top_k(rows(teacher), k, temperature)
+    pred, kl = prediction_and_distillation_loss(student, target, LABELS, temperature)
+    assert torch.equal(pred, prediction_loss(student, LABELS))
+    assert torch.equal(kl, distillation_loss(student, target, LABELS, temperature))
+
+
+def test_the_bucket_of_the_rest_is_exact_where_hardly_anything_is_left():
+    teacher = torch.zeros(1, 4)
+    teacher[0, 0] = 40.0
+    kept = top_k(teacher, 1)
+    assert kept.ids.tolist() == [[0]]
+    assert kept.log_rest.item() == pytest.approx(math.log(3) - 40, rel=1e-6)
+    # a student that gives the rest nothing float32 can tell from 0 still gets a finite loss and gradient
+    student = torch.zeros(1, 1, 4)
+    student[..., 0] = 200.0
+    even = top_k(torch.zeros(1, 4), 1)
+    loss = functools.partial(distillation_loss, teacher=even, labels=torch.tensor([[0]]))
+    assert torch.isfinite(loss(student)).all()
+    assert torch.isfinite(gradient(loss, student)).all()

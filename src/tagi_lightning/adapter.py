@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
+from tagi_lightning.data.batch import Tokens
 from tagi_lightning.fusion import FusionStates
 from tagi_lightning.lora import LoraWeights
 
@@ -38,11 +39,13 @@ class InstructionStates:
         mask: 1 for tokens, 0 for padding [T, I].
         keys_values: Keys and values of the instructions in every layer that attends to them, each
             [T, H, I, head size]; empty until a backbone has computed them.
+        tokens: The instructions themselves, kept where they are to be read again under their adapters.
     """
 
     states: Tensor
     mask: Tensor
     keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
+    tokens: Tokens | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> InstructionStates:
         """Returns a copy with `function` applied to states, keys and values."""
@@ -74,6 +77,7 @@ class TaskAdapter:
         holder = self.fusion or self.memory
         return len(holder.mask) if holder is not None else 0
 
+    @torch.compiler.disable  # it looks at values
     def route(self, task_index: Tensor | None) -> Self:
         """Returns the same adapter, told whether the examples of `task_index` [B] stand in equal runs, one a task.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
-from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
+from tagi_lightning.adapter_cache import AdapterCache
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Task
@@ -72,7 +74,7 @@ class Answers:
 
 
 class SystemRunner:
-    """Runs one system over batches; each run of batches with the same tasks has its instructions encoded once."""
+    """Runs one system over batches; each instruction is read once, and a batch of one task has its LoRA merged."""
 
     def __init__(
         self,
@@ -87,11 +89,11 @@ class SystemRunner:
             spec: The system.
             model: Backbone, and the hypernetwork where the system generates adapters.
             bank: The teachers, where the system uses taught adapters.
-            adapt: Turns instructions into adapters; None for `model.prepare`.
+            adapt: Turns instructions into adapters; None for a cache of prepared adapters.
         """
         self.spec = spec
         self.model = model
-        self.adapt = adapt or model.prepare
+        self.adapt = adapt or AdapterCache(model)
         self.bank = bank
         self._tasks: tuple[str, ...] = ()
         self._adapter = TaskAdapter()
@@ -118,7 +120,9 @@ class SystemRunner:
     def answer(self, batch: TaskBatch, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Answers:
         """Answers one batch: ranks its choices where it has any, generates elsewhere."""
         inputs, adapter, index = self.condition(batch)
-        return answer(self.model, batch, inputs, adapter, index, config, tokenizer)
+        merged = isinstance(adapter, PreparedAdapter) and adapter.num_tasks == 1
+        with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
+            return answer(self.model, batch, inputs, rest, index, config, tokenizer)
 
     @torch.no_grad()
     def forward(self, batch: TaskBatch) -> Tensor:
@@ -150,8 +154,11 @@ def answer(
         tokenizer: Decodes generated ids.
     """
     if batch.choices is None or batch.choice_index is None:
-        ids = model.generate(inputs, adapter, task_index, config)
-        return Answers(tuple(text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)))
+        ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if config.stop_at_newline:
+            texts = [text.partition("\n")[0] for text in texts]
+        return Answers(tuple(text.strip() for text in texts))
     labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
     totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)
     counts = torch.bincount(batch.choice_index, minlength=len(batch)).tolist()

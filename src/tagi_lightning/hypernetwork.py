@@ -25,8 +25,8 @@ class HypernetworkConfig:
     """Whether LoRA is generated; without it, fusion and memory stay (the paper's "w/o hypernetwork")."""
     generator: Literal["shared", "paper"] = "shared"
     """shared: one network with learned site embeddings; paper: one MLP per attention module (eq. 2)."""
-    pooling: Literal["mean", "attention"] = "mean"
-    """mean: masked mean of the instruction states; attention: weighted by a learned query."""
+    pooling: Literal["mean", "last", "attention"] = "mean"
+    """mean: masked mean of the instruction states; last: the last token's; attention: weighted by a learned query."""
     hidden: int = 64
     """Hidden width h of the generator."""
     dropout: float = 0.0
@@ -36,14 +36,18 @@ class HypernetworkConfig:
 class Pooling(nn.Module):
     """Pools instruction states over their tokens; padding never counts."""
 
-    def __init__(self, width: int, kind: Literal["mean", "attention"]) -> None:
+    def __init__(self, width: int, kind: Literal["mean", "last", "attention"]) -> None:
         """Creates a pooling of `kind` over states of `width`."""
         super().__init__()
+        self.last = kind == "last"
         self.query = nn.Parameter(torch.zeros(width)) if kind == "attention" else None
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Pools [T, I, d] under mask [T, I] to [T, d]."""
-        if self.query is None:
+        if self.last:
+            ends = mask.sum(-1, keepdim=True) - 1
+            weights = torch.zeros_like(mask, dtype=states.dtype).scatter(-1, ends, 1)
+        elif self.query is None:
             weights = mask.to(states.dtype)
         else:
             scores = states @ self.query.to(states.dtype) / states.shape[-1] ** 0.5

@@ -226,11 +226,18 @@ class LoraBank(nn.Module):
             }
         )
 
-    def forward(self) -> LoraWeights:
-        """Returns the adapters with a leading K."""
+    def forward(self, adapters: Tensor | None = None) -> LoraWeights:
+        """Returns the adapters with a leading K, or those numbered `adapters` [T] with a leading T."""
+
+        def rows(stack: Tensor) -> Tensor:
+            if adapters is None:
+                return stack
+            # embedding's backward adds to the bank's gradient in place; that of indexing makes it twice
+            return F.embedding(adapters, stack.flatten(1)).unflatten(1, stack.shape[1:])
+
         return LoraWeights(
-            self.groups.unstack(dict(self.a.items())),
-            self.groups.unstack(dict(self.b.items())),
+            self.groups.unstack({key: rows(stack) for key, stack in self.a.items()}),
+            self.groups.unstack({key: rows(stack) for key, stack in self.b.items()}),
             self.config.scale,
             self.config.dropout if self.training else 0.0,
         )

@@ -10,7 +10,8 @@ Shapes: B examples, T tasks, I instruction tokens, S input tokens, O output toke
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from tagi_lightning.backbones.base import Backbone, GenerationConfig
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from tagi_lightning.lora import LoraConfig
+from tagi_lightning.lora import LoraConfig, LoraWeights
+from tagi_lightning.merging import merge
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class TagiConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Cross-attention of the encoder to the instruction (eq. 1)."""
     decoder_memory: bool = True
-    """Whether the decoder's memory is [I ; input] rather than the input alone."""
+    """Whether the decoder's memory is [I ; input] rather than the input alone; a decoder-only model's prefix."""
+    memory_lora: bool = False
+    """Whether the memory is read again under the generated LoRA, instead of by the plain backbone."""
 
 
 class TagiModel(nn.Module):
@@ -44,8 +48,17 @@ class TagiModel(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, config: TagiConfig) -> None:
-        """Builds the hypernetwork and fusion that `config` enables around `backbone`."""
+        """Builds the hypernetwork and fusion that `config` enables around `backbone`.
+
+        Raises:
+            ValueError: If fusion is enabled for a backbone that has no encoder.
+        """
         super().__init__()
+        if config.fusion.enabled and not backbone.fusion_shape["blocks"]:
+            raise ValueError(
+                f"{backbone.name} has no encoder to fuse with the instruction: set tagi.fusion.enabled=false; "
+                "its prefix, the instruction's keys and values, is tagi.decoder_memory"
+            )
         self.config = config
         self.backbone = backbone
         self.sites = backbone.sites(config.lora)
@@ -61,7 +74,9 @@ class TagiModel(nn.Module):
         """Returns the frozen backbone's states over instructions [T, I]; no gradient flows into the backbone."""
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            return InstructionStates(self.backbone.encode(instruction), instruction.mask)
+            again = self.config.memory_lora
+            encoded = self.backbone.read(instruction, keys_values=self.config.decoder_memory and not again)
+        return replace(encoded, tokens=instruction) if again else encoded
 
     def adapt(self, instruction: Tokens | InstructionStates) -> TaskAdapter:
         """Turns instructions into adapters, in one forward pass.
@@ -73,11 +88,18 @@ class TagiModel(nn.Module):
             The adapters of the T tasks; differentiable.
         """
         encoded = self.encode_instructions(instruction) if isinstance(instruction, Tokens) else instruction
+        lora = self.hypernetwork(encoded.states, encoded.mask) if self.hypernetwork is not None else None
         return TaskAdapter(
-            lora=self.hypernetwork(encoded.states, encoded.mask) if self.hypernetwork is not None else None,
+            lora=lora,
             fusion=self.fusion(encoded.states, encoded.mask) if self.fusion is not None else None,
-            memory=encoded if self.config.decoder_memory else None,
+            memory=self._memory(encoded, lora) if self.config.decoder_memory else None,
         )
+
+    def _memory(self, encoded: InstructionStates, lora: LoraWeights | None) -> InstructionStates:
+        if not self.config.memory_lora:
+            return encoded
+        assert encoded.tokens is not None
+        return self.backbone.read(encoded.tokens, lora, keys_values=True)
 
     @torch.no_grad()
     def prepare(self, instruction: Tokens, dtype: torch.dtype | None = None) -> PreparedAdapter:
@@ -97,7 +119,8 @@ class TagiModel(nn.Module):
             ValueError: If `adapter` is a cache made by other weights than the present ones.
         """
         self._check_fresh(adapter)
-        logits: Tensor = self.backbone(inputs, labels, adapter, task_index)
+        with self.backbone.lock:
+            logits: Tensor = self.backbone(inputs, labels, adapter, task_index)
         return logits
 
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
@@ -107,7 +130,8 @@ class TagiModel(nn.Module):
             ValueError: If `adapter` is a cache made by other weights than the present ones.
         """
         self._check_fresh(adapter)
-        return self.backbone.generate(inputs, adapter, task_index, config)
+        with self.backbone.lock:
+            return self.backbone.generate(inputs, adapter, task_index, config)
 
     def score(
         self, inputs: Tokens, choices: Tensor, choice_index: Tensor, adapter: TaskAdapter, task_index: Tensor
@@ -118,7 +142,19 @@ class TagiModel(nn.Module):
             ValueError: If `adapter` is a cache made by other weights than the present ones.
         """
         self._check_fresh(adapter)
-        return self.backbone.score(inputs, choices, choice_index, adapter, task_index)
+        with self.backbone.lock:
+            return self.backbone.score(inputs, choices, choice_index, adapter, task_index)
+
+    def merged(self, adapter: PreparedAdapter) -> AbstractContextManager[PreparedAdapter]:
+        """Adds the LoRA of one task to the backbone's weights for a `with` block; see `merging.merge`.
+
+        The block's value is what remains of the adapter, to be used with inputs of that task. Other threads wait.
+
+        Raises:
+            ValueError: If `adapter` is of several tasks, or was made by other weights than the present ones.
+        """
+        self._check_fresh(adapter)
+        return merge(self.backbone.model, adapter, self.backbone.lock)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """Returns the parameters of hypernetwork and fusion, and of the backbone where some of it trains, by name."""
@@ -131,7 +167,11 @@ class TagiModel(nn.Module):
 
     def digest(self) -> str:
         """Returns a SHA-256 of hypernetwork and fusion, which marks the caches they make."""
-        versions = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        versions = [
+            (parameter.data_ptr(), parameter._version)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad or not name.startswith("backbone.")
+        ]
         if self._digest[0] == versions:
             return self._digest[1]
         sha = hashlib.sha256()

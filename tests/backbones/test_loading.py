@@ -131,8 +131,8 @@ def test_a_backbone_that_cannot_be_found_is_named_with_what_to_do(name, named, m
 
 
 def test_another_model_family_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(BackboneError, match=r"llama.*t5"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(BackboneError, match=r"gpt2.*t5.*llama.*q_proj"):
         load_backbone(BackboneConfig(str(tmp_path)))
 
 

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from transformers import T5ForConditionalGeneration
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
-from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.backbones import GenerationConfig, t5
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 from tagi_lightning.lora import LoraConfig
 
@@ -58,6 +58,20 @@ def test_without_adapter_it_generates_what_transformers_t5_does(any_backbone, in
     config = GenerationConfig(max_new_tokens=8, num_beams=beams)
     expected = plain_t5(any_backbone).generate(inputs.ids, attention_mask=inputs.mask, **config.to_kwargs())
     assert torch.equal(any_backbone.generate(inputs, NOTHING, TASK_INDEX, config), expected[:, 1:])
+
+
+@torch.no_grad()
+def test_decoding_in_stretches_gives_what_one_stretch_gives(any_backbone, inputs, plain_t5, monkeypatch):
+    monkeypatch.setattr(t5, "STRETCH", 2)
+    plain = plain_t5(any_backbone)
+    free = plain.generate(input_ids=inputs.ids, attention_mask=inputs.mask, max_new_tokens=9, min_new_tokens=9)
+    # tokens that end some rows early and others late
+    stops = tuple(free[:, place].mode().values.item() for place in (2, 5))
+    config = GenerationConfig(max_new_tokens=9, stop_ids=stops)
+    arguments = {"max_new_tokens": 9, "eos_token_id": [plain.config.eos_token_id, *stops]}
+    expected = plain.generate(input_ids=inputs.ids, attention_mask=inputs.mask, **arguments)[:, 1:]
+    assert len(set((expected != 0).sum(1).tolist())) > 1
+    assert torch.equal(any_backbone.generate(inputs, NOTHING, TASK_INDEX, config), expected)
 
 
 def test_names_and_shapes_of_the_weights_stay_hugging_faces(any_backbone):

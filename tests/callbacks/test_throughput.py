@@ -4,11 +4,12 @@ from types import SimpleNamespace
 import torch
 
 from tagi_lightning.callbacks import Throughput
-from tagi_lightning.callbacks.throughput import token_rows
-from tagi_lightning.data.batch import TaskBatch, TextBatch, Tokens
+from tagi_lightning.callbacks.throughput import token_masks
+from tagi_lightning.data.batch import TaskBatch, TextBatch, Tokens, pad_labels
 
 ROWS = Tokens.pad([[5, 6, 1], [1]], pad_id=0)
-TEXT = TextBatch(ROWS, torch.zeros(2, 4, dtype=torch.long))
+LABELS = pad_labels([[7, 8, 9, 1], [7, 8, 1]])
+TEXT = TextBatch(ROWS, LABELS)
 INDEX = torch.tensor([0, 1])
 
 
@@ -25,10 +26,25 @@ def trainer(every):
 
 
 def test_every_row_that_a_stage_reads_counts():
-    tasks = TaskBatch(ROWS, ROWS, torch.zeros(2, 1, dtype=torch.long), INDEX, INDEX)
-    assert token_rows(TEXT) == [ROWS]
-    assert token_rows(tasks) == [ROWS, ROWS]
-    assert len(token_rows(TaskBatch(ROWS, ROWS, tasks.labels, INDEX, INDEX, prompt=ROWS))) == 3
+    tasks = TaskBatch(ROWS, ROWS, LABELS, INDEX, INDEX)
+    assert token_masks(TEXT)["encoder"] == [ROWS.mask]
+    assert token_masks(tasks)["encoder"] == [ROWS.mask, ROWS.mask]
+    assert len(token_masks(TaskBatch(ROWS, ROWS, LABELS, INDEX, INDEX, prompt=ROWS))["encoder"]) == 3
+    for batch in (TEXT, tasks):
+        [decoder] = token_masks(batch)["decoder"]
+        assert decoder.sum(1).tolist() == [4, 3]
+
+
+def test_a_batch_without_examples_has_no_padding_in_the_decoder():
+    callback, run = Throughput(), trainer(1)
+    callback.on_train_start(run, None)
+    callback.on_train_batch_start(run, None, None, 0)
+    none = torch.empty(0, dtype=torch.long)
+    batch = TaskBatch(ROWS, Tokens.pad([], 0), pad_labels([]), none, INDEX)
+    callback.on_train_batch_end(run, None, None, batch, 0)
+    [figures] = run.loggers[0].figures
+    assert figures["perf/padding_share_decoder"] == 0
+    assert figures["perf/padding_share"] == figures["perf/padding_share_encoder"] == 2 / 6
 
 
 def test_figures_are_those_of_the_batches_since_the_last():
@@ -42,7 +58,9 @@ def test_figures_are_those_of_the_batches_since_the_last():
     for figures in run.loggers[0].figures:
         assert 0 < figures["perf/examples_per_s"] <= 2 / 0.01
         assert figures["perf/tokens_per_s"] / figures["perf/examples_per_s"] == 2
-        assert figures["perf/padding_share"] == 1 - 4 / 6
+        assert figures["perf/padding_share_encoder"] == 2 / 6
+        assert figures["perf/padding_share_decoder"] == 1 / 8
+        assert figures["perf/padding_share"] == 3 / 14
         assert 0 <= figures["perf/loader_share"] < 0.5
 
 

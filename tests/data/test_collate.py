@@ -3,10 +3,10 @@ import torch
 
 from tagi_lightning.data.batch import IGNORE_INDEX
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator, draw
-from tagi_lightning.data.prompts import PromptAssembler
+from tagi_lightning.data.prompts import Frame, PromptAssembler
 from tagi_lightning.data.tokenized import Example, ExampleIndex, TokenizedTask, TokenizedTasks
 
-ASSEMBLER = PromptAssembler(connection=(50, 51), cue=(52,), eos_id=1, max_demonstrations=1, max_input_length=20)
+ASSEMBLER = PromptAssembler(Frame.encoder_decoder((50, 51), (52,), eos_id=1), max_demonstrations=1, max_input_length=20)
 TASKS = [
     TokenizedTask("a", "fruit", ([10, 11], [12], [13]), ([20, 21],), 0, 3),
     TokenizedTask("b", "unseen", ([14, 15, 16, 17],), (), 3, 2),

@@ -128,7 +128,7 @@ def test_denoising_mixes_by_share(share: float):
 
 @given(ratio=st.floats(0, 5), epochs=st.integers(1, 4))
 def test_a_mix_holds_every_task_batch_and_goes_on_through_the_text(ratio: float, epochs: int):
-    tasks = TaskBatchSampler([TaskLengths(f"t{n}", 5, np.full(6, 4)) for n in range(4)], 2, 2, seed=0)
+    tasks = TaskBatchSampler([TaskLengths(f"t{n}", 5, np.full(6, 4), np.full(6, 2)) for n in range(4)], 2, 2, seed=0)
     text = TextBatchSampler(np.full(30, 9), 4, 0)
     mix = MixedSampler(tasks, text, ratio, seed=0)
     shown = []

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tagi_lightning.data.prompts import PromptAssembler, PromptForm
+from tagi_lightning.data.prompts import Frame, PromptAssembler, PromptForm
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sni import read_sni
 from tagi_lightning.data.task import Demonstration
@@ -23,7 +23,7 @@ def pieces(lengths, first):
 
 
 def assembler(limit=60, demonstrations=2, output=10):
-    return PromptAssembler(CONNECTION, CUE, EOS, demonstrations, limit, output)
+    return PromptAssembler(Frame.encoder_decoder(CONNECTION, CUE, EOS), demonstrations, limit, output)
 
 
 def test_form_is_tk_instructs():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagi_lightning.bench.data import drawn_lengths
 from tagi_lightning.data.sampler import (
     EvaluationSampler,
     InstructionSampler,
@@ -18,7 +19,12 @@ from tagi_lightning.data.sampler import (
 def lengths(counts, seed=0):
     generator = np.random.default_rng(seed)
     return [
-        TaskLengths(f"task{number}", int(generator.integers(5, 400)), generator.integers(1, 300, count))
+        TaskLengths(
+            f"task{number}",
+            int(generator.integers(5, 400)),
+            generator.integers(1, 300, count),
+            generator.integers(1, 60, count),
+        )
         for number, count in enumerate(counts)
     ]
 
@@ -111,18 +117,64 @@ def test_shares_are_never_empty_and_partition_the_batch(size, world):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_similar_lengths_come_together():
-    sampler = training([50] * 20, tasks=4)
-    tasks = sampler.tasks
+def instructions(tasks, batch):
+    return [tasks[number].instruction for number in {index.task for index in batch}]
 
-    def padding(batches):
-        total = sum(max(tasks[i.task].inputs[i.instance] for i in batch) * len(batch) for batch in batches)
-        return 1 - sum(task.inputs.sum() for task in tasks) / total
 
-    indices = [index for batch in sampler.plan(0) for index in batch]
-    shuffled = np.random.default_rng(0).permutation(len(indices))
-    at_random = [[indices[place] for place in shuffled[start : start + 16]] for start in range(0, len(indices), 16)]
-    assert padding(sampler.plan(0)) < 0.35 * padding(at_random)
+def inputs(tasks, batch):
+    return [tasks[index.task].inputs[index.instance] for index in batch]
+
+
+def targets(tasks, batch):
+    return [tasks[index.task].targets[index.instance] for index in batch]
+
+
+def padding(tasks, batches, rows):
+    lengths = [rows(tasks, batch) for batch in batches]
+    return 1 - sum(map(sum, lengths)) / sum(max(each) * len(each) for each in lengths)
+
+
+@pytest.mark.parametrize(("rows", "bound"), [(instructions, 0.7), (inputs, 0.35), (targets, 0.9)])
+def test_similar_lengths_come_together(rows, bound):
+    tasks = drawn_lengths(40, 52, "def")
+    planned = TaskBatchSampler(tasks, 4, 4, seed=0).plan(0)
+    groups = [batch[start : start + 4] for batch in planned for start in range(0, 16, 4)]
+    order = np.random.default_rng(0).permutation(len(groups))
+    at_random = [list(chain(*(groups[place] for place in four))) for four in order.reshape(-1, 4)]
+    assert padding(tasks, planned, rows) < bound * padding(tasks, at_random, rows)
+
+
+def test_a_larger_pool_pads_less():
+    shares = []
+    for pool in (1, 10, 100):
+        sampler = training([52] * 30, tasks=4, pool_batches=pool)
+        planned = sampler.plan(0)
+        shares.append(padding(sampler.tasks, planned, instructions) + padding(sampler.tasks, planned, targets))
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_batch_does_not_tell_the_next():
+    sampler = training([52] * 60, tasks=4)
+    planned = sampler.plan(0)
+    means = [np.mean(inputs(sampler.tasks, batch)) for batch in planned]
+    # 780 batches: the correlation of independent ones is 0 with a deviation of 0.036
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.12
+    shared = [len({i.task for i in before} & {i.task for i in after}) for before, after in pairwise(planned)]
+    assert np.mean(shared) == pytest.approx(4 * 4 / 60, rel=0.2)
+
+
+def partners(batches):
+    met = [{index.task for index in batch} for batch in batches]
+    return {(one, other) for tasks in met for one in tasks for other in tasks if one != other}
+
+
+def test_tasks_meet_others_from_epoch_to_epoch():
+    sampler = training([40] * 60, tasks=4)
+    epochs = [partners(sampler.plan(epoch)) for epoch in range(6)]
+    each = np.mean([len(pairs) for pairs in epochs]) / 60
+    together = len(set().union(*epochs)) / 60
+    assert each > 10
+    assert together > 1.5 * each
 
 
 @given(COUNTS, st.integers(1, 12))
@@ -141,6 +193,10 @@ def test_evaluation_keeps_tasks_together_longest_first(counts, size):
         assert len(batch) <= size
         held = Counter(index.task for index in batch)
         assert len(held) == 1 or all(count == counts[task] for task, count in held.items())
+    for task, count in enumerate(counts):
+        own = [len(batch) for batch in sampler.plan(0) if {index.task for index in batch} == {task}]
+        if count > size:
+            assert own == [count % size or size] + [size] * (len(own) - 1)
 
 
 def test_instruction_batches_hold_each_task_once():

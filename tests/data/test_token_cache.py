@@ -1,4 +1,5 @@
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 from transformers import AutoTokenizer
@@ -56,6 +57,8 @@ def test_cache_holds_every_piece_as_the_tokenizer_gives_it(tokenizer, tmp_path):
             assert example.reference_ids == [ids(text) for text in instance.references]
     expected = [[len(ids(FORM.input(row.input))) for row in each.instances] for each in TASKS]
     assert [lengths.tolist() for lengths in tokens.text_lengths()] == expected
+    means = [[round(fmean(len(ids(text)) for text in row.references)) for row in each.instances] for each in TASKS]
+    assert [lengths.tolist() for lengths in tokens.reference_lengths()] == means
 
 
 def test_second_start_reads_what_the_first_wrote(tokenizer, tmp_path):

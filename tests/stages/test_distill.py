@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import command, copy_stages, tagi
+from commands import command, copy_stages, same_tensors, tagi, weights
 
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.losses import distillation_loss, prediction_loss
+from tagi_lightning.stages.distill import Distillation
 
 
 def built(run, task_set, monkeypatch, *options):
@@ -151,3 +152,106 @@ def test_a_halved_batch_gives_the_mean_of_its_halves(run, task_set, monkeypatch)
     whole, first, second = (stage.loss_terms(part, stage.model.adapt(part.instruction)) for part in parts)
     for name in whole:
         torch.testing.assert_close(whole[name], (first[name] * half + second[name] * (len(batch) - half)) / len(batch))
+
+
+CACHED = "--model.init_args.loss.teacher_cache.enabled=true"
+
+
+def asked(stage, monkeypatch):
+    """Returns a list that grows by the number of examples of every forward pass of the logits teacher."""
+    plain, calls = stage.teacher_logits, []
+
+    def teacher_logits(batch, taught, rows=None):
+        calls.append(len(batch) if rows is None else len(rows))
+        return plain(batch, taught, rows)
+
+    monkeypatch.setattr(stage, "teacher_logits", teacher_logits)
+    return calls
+
+
+def test_a_cached_teacher_runs_once_an_example_and_its_loss_stays_bit_for_bit(run, task_set, monkeypatch, tmp_path):
+    options = [CACHED, f"--model.init_args.loss.teacher_cache.folder={tmp_path / 'cache'}"]
+    stage, batch = built(run, task_set, monkeypatch, *options)
+    calls, adapter = asked(stage, monkeypatch), stage.model.adapt(batch.instruction)
+    first, second = (stage.loss_terms(batch, adapter) for _ in range(2))
+    assert calls == [len(batch)]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # another run with the same teachers asks nothing, with other teachers everything
+    other, batch = built(run, task_set, monkeypatch, *options, "--model.init_args.loss.lambda1=1")
+    calls = asked(other, monkeypatch)
+    other.loss_terms(batch, adapter)
+    assert calls == []
+    bare, batch = built(run, task_set, monkeypatch, *options, "--model.init_args.teachers=none")
+    calls = asked(bare, monkeypatch)
+    bare.loss_terms(batch, adapter)
+    assert calls == [len(batch)]
+
+
+def test_the_cache_over_the_whole_vocabulary_gives_the_exact_terms(run, task_set, monkeypatch, tmp_path):
+    cache = "--model.init_args.loss.teacher_cache."
+    options = [CACHED, f"{cache}folder={tmp_path / 'cache'}", f"{cache}top_k=100000"]
+    for temperature in (1.0, 2.0):
+        loss = f"--model.init_args.loss.temperature={temperature}"
+        exact, batch = built(run, task_set, monkeypatch, loss)
+        cached, _ = built(run, task_set, monkeypatch, loss, *options)
+        adapter = exact.model.adapt(batch.instruction)
+        expected, found = exact.loss_terms(batch, adapter), cached.loss_terms(batch, adapter)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_with_the_cache_over_the_whole_vocabulary_trains_the_exact_student(chain, task_set, tmp_path, capsys):
+    cache = "--model.init_args.loss.teacher_cache."
+    gentle = ["--trainer.max_steps=20", "--model.init_args.optimizer.lr=3e-4"]  # rounding grows with every large step
+    options = {"exact": [], "cached": [CACHED, f"{cache}folder={tmp_path / 'cache'}", f"{cache}top_k=100000"]}
+    for name, own in options.items():
+        copy_stages(chain, tmp_path / name, "pretrain-backbone", "teachers", "pretrain", "align")
+        assert tagi(command("distill", tmp_path / name, task_set, *gentle, *own)) == 0
+    assert f"teacher cache {tmp_path / 'cache'}" in capsys.readouterr().out
+    start, exact, cached = weights(chain, "align"), *(weights(tmp_path / name, "distill") for name in options)
+
+    def distance(left, right):
+        return torch.stack([(left[name] - right[name]).norm() for name in left]).norm()
+
+    assert distance(cached, exact) < 1e-3 * distance(exact, start)
+
+
+def test_an_interrupted_run_with_both_caches_goes_on_to_the_same_bits(chain, task_set, tmp_path, monkeypatch):
+    def distill(name, *more):
+        cache = f"--model.init_args.loss.teacher_cache.folder={tmp_path / f'cache-{name}'}"
+        return tagi(command("distill", tmp_path / name, task_set, "--trainer.max_steps=8", CACHED, cache, *more))
+
+    for name in ("whole", "halves"):
+        copy_stages(chain, tmp_path / name, "pretrain-backbone", "teachers", "pretrain", "align")
+    assert distill("whole") == 0
+    step, steps = Distillation.training_step, []
+
+    def interrupt(stage, batch, batch_index):
+        steps.append(batch_index)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return step(stage, batch, batch_index)
+
+    monkeypatch.setattr(Distillation, "training_step", interrupt)
+    assert distill("halves") != 0
+    monkeypatch.undo()
+    assert distill("halves") == 0
+    assert same_tensors(weights(tmp_path / "whole", "distill"), weights(tmp_path / "halves", "distill"))
+
+
+def test_an_instruction_is_read_once_in_all_epochs(run, task_set, monkeypatch):
+    stage, batch = built(run, task_set, monkeypatch)
+    calls, plain = [], stage.backbone.read
+    monkeypatch.setattr(
+        stage.backbone, "read", lambda tokens, **kwargs: calls.append(len(tokens)) or plain(tokens, **kwargs)
+    )
+    first, second = (stage.read_instructions(batch.instruction) for _ in range(2))
+    assert sum(calls) == len(batch.instruction)
+    assert torch.equal(first.states, second.states)
+    without, batch = built(run, task_set, monkeypatch, "--model.init_args.instruction_cache_mb=0")
+    assert without.instruction_cache is None
+    torch.testing.assert_close(
+        without.read_instructions(batch.instruction).states[batch.instruction.mask == 1],
+        first.states[batch.instruction.mask == 1],
+    )

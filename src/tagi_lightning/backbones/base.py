@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.lora import LoraConfig, LoraSite
+from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
+from tagi_lightning.merging import WeightsLock
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class GenerationConfig:
 
     max_new_tokens: int = 128
     """Longest answer in tokens (SNI: 128, P3: 64)."""
+    min_new_tokens: int = 0
+    """Shortest answer in tokens, for timing answers of one length."""
     num_beams: int = 1
     """Beams; 1 is greedy unless sampling."""
     do_sample: bool = False
@@ -33,11 +37,22 @@ class GenerationConfig:
     """Softmax temperature while sampling."""
     top_p: float = 1.0
     """Nucleus mass while sampling."""
+    stop_at_newline: bool = False
+    """Stop at the first line break: an answer is one line."""
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end an answer besides the model's own; those of line breaks follow from stop_at_newline."""
+
+    def with_newlines(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+        """Returns the configuration with every token that holds a line break among `stop_ids`, where it stops there."""
+        if not self.stop_at_newline:
+            return self
+        return replace(self, stop_ids=tuple(sorted({*self.stop_ids, *_newline_ids(tokenizer)})))
 
     def to_kwargs(self) -> dict[str, Any]:
         """Returns keyword arguments for Hugging Face `generate`."""
         kwargs: dict[str, Any] = {
             "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens or None,
             "num_beams": self.num_beams,
             "do_sample": self.do_sample,
         }
@@ -46,16 +61,31 @@ class GenerationConfig:
         return kwargs
 
 
+@lru_cache(maxsize=4)
+def _newline_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return tuple(token for token, text in enumerate(texts) if "\n" in text)
+
+
 class Backbone(nn.Module, ABC):
     """A language model that is conditioned by `TaskAdapter` values and by nothing else.
 
     Attributes:
         model: The Hugging Face model.
         name: Hub id, folder or built-in size it came from.
+        lock: Held by whoever reads or changes the weights.
+        stored_digest: Digest of the weights that were loaded, where they were quantised since.
     """
 
     model: PreTrainedModel
     name: str
+    lock: WeightsLock
+    stored_digest: str | None = None
+
+    def __init__(self) -> None:
+        """Creates the lock."""
+        super().__init__()
+        self.lock = WeightsLock()
 
     @property
     @abstractmethod
@@ -65,7 +95,7 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def fusion_shape(self) -> dict[str, int]:
-        """`blocks`, `width`, `heads` and `inner` of the encoder, as `EncoderFusion` takes them."""
+        """`blocks`, `width`, `heads` and `inner` of the encoder, as `EncoderFusion` takes them; 0 blocks: none."""
 
     @abstractmethod
     def sites(self, config: LoraConfig) -> tuple[LoraSite, ...]:
@@ -76,8 +106,18 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def encode(self, tokens: Tokens) -> Tensor:
-        """Returns the plain model's final hidden states over `tokens` [N, L, d]."""
+    def read(self, tokens: Tokens, lora: LoraWeights | None = None, keys_values: bool = False) -> InstructionStates:
+        """Reads instructions by the plain model, or under adapters of their own.
+
+        Args:
+            tokens: T instructions [T, I].
+            lora: One adapter an instruction, or None.
+            keys_values: Whether the keys and values that the reading leaves are needed, where the memory is a prefix.
+                Elsewhere memory comes from the states, and this changes nothing.
+
+        Returns:
+            States [T, I, d] and their mask; I counts what the model puts in front.
+        """
 
     @abstractmethod
     def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
@@ -132,6 +172,8 @@ class Backbone(nn.Module, ABC):
 
         Values are rounded to bfloat16, so that a copy stored in bfloat16 counts as the same backbone.
         """
+        if self.stored_digest is not None:
+            return self.stored_digest
         sha = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, T5Config
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, T5Config
 
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.backbones.causal import CausalBackbone
+from tagi_lightning.backbones.causal_modules import FAMILIES
+from tagi_lightning.backbones.checkpointing import checkpoint_blocks
+from tagi_lightning.backbones.compilation import compile_forward, has_compiler
+from tagi_lightning.backbones.pretrained import locate
+from tagi_lightning.backbones.quantization import quantize_linears
 from tagi_lightning.backbones.t5 import T5Backbone
 from tagi_lightning.backbones.t5_modules import ConditionedT5
 
@@ -31,11 +37,26 @@ class BackboneConfig:
     """The frozen language model."""
 
     name: str = "tiny"
-    """Hub id, Hugging Face folder, or a built-in size (tiny, small, ...) to build with fresh weights."""
+    """Hub id, folder, `smollm2-135m` (make backbone), or a size (tiny, small, ...) to build with fresh weights."""
     dtype: Dtype = "float32"
-    """Type the frozen weights are stored in; trainable weights stay float32."""
+    """Type the frozen weights are stored in; trainable weights stay float32. T5 overflows in float16."""
+    quantization: Literal["int8"] | None = None
+    """int8: keep the frozen linear layers in 8 bits, with one scale an output channel; null: as `dtype` says. A way
+    to store the same backbone, like `dtype`: what was trained on it fits it in every form."""
+    instruction_layer: int | None = None
+    """Decoder-only models: layer, from 1 on, whose output is the instruction's states; null: the last."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
+    """Compute the blocks' activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the teacher-forced forward pass by torch.compile, once for all lengths; needs a C++ compiler, and
+    minutes at the start. Generation and the scoring of choices run as they are. Not with gradient checkpointing."""
+
+    def __post_init__(self) -> None:
+        if self.compile and self.gradient_checkpointing:
+            raise ValueError(
+                "backbone.compile and backbone.gradient_checkpointing do not go together: torch.compile cannot trace "
+                "checkpointed blocks that are given an adapter; choose one"
+            )
 
 
 class BackboneError(ValueError):
@@ -73,24 +94,60 @@ def load_backbone(config: BackboneConfig, vocabulary_size: int = 32128, seed: in
 
     Raises:
         BackboneError: If the name is neither a built-in size, a folder nor a reachable hub id, or the model is of a
-            family that is not supported.
+            family that is not supported or does not work in this type.
     """
+    config = replace(config, name=locate(config.name))
     if config.name in SIZES:
-        backbone = build_backbone(t5_config(config.name, vocabulary_size), config.name, seed)
+        backbone: Backbone = build_backbone(t5_config(config.name, vocabulary_size), config.name, seed)
         backbone.to(getattr(torch, config.dtype))
     else:
         backbone = _load_pretrained(config)
+    refuse_float16(backbone, config.dtype == "float16", "backbone.dtype=bfloat16")
     backbone.freeze()
-    if config.gradient_checkpointing:
-        backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        # Hugging Face checkpoints in training mode only; with dropout at 0 the mode changes nothing else
-        backbone.train()
-    else:
-        backbone.eval()
+    if config.quantization is not None:
+        backbone.stored_digest = backbone.digest()
+        quantize_linears(backbone.model)
+    set_execution(backbone, config)
+    backbone.eval()
     return backbone
 
 
-def _load_pretrained(config: BackboneConfig) -> T5Backbone:
+def set_execution(backbone: Backbone, config: BackboneConfig) -> None:
+    """Switches on gradient checkpointing and compilation where `config` asks for them; no weight changes its name.
+
+    Raises:
+        BackboneError: If there is no C++ compiler for torch.compile.
+    """
+    if config.gradient_checkpointing:
+        checkpoint_blocks(backbone.model)
+    if config.compile:
+        if not has_compiler():
+            raise BackboneError(
+                "backbone.compile needs a C++ compiler (g++, clang++, or the one that CXX names); "
+                "install one, or leave backbone.compile false"
+            )
+        compile_forward(backbone)
+
+
+def refuse_float16(backbone: Backbone, is_half: bool, instead: str) -> None:
+    """Refuses float16 for T5.
+
+    Args:
+        backbone: The model.
+        is_half: Whether it is to run in float16.
+        instead: What to say in its place.
+
+    Raises:
+        BackboneError: If it is a T5.
+    """
+    if is_half and backbone.model.config.model_type == "t5":
+        raise BackboneError(
+            f"{backbone.name} is a T5, whose feed-forward layers overflow in float16 and give infinite or NaN losses; "
+            f"bfloat16 has the range of float32: {instead}"
+        )
+
+
+def _load_pretrained(config: BackboneConfig) -> Backbone:
     looks_local = config.name.startswith((".", "/", "~")) or Path(config.name).is_dir() or config.name.count("/") > 1
     path = Path(config.name).expanduser()
     if looks_local and not (path / "config.json").is_file():
@@ -101,8 +158,15 @@ def _load_pretrained(config: BackboneConfig) -> T5Backbone:
     source = str(path) if looks_local else config.name
     try:
         hf_config = AutoConfig.from_pretrained(source)
+        if hf_config.model_type in FAMILIES:
+            return _load_causal(config, source, hf_config)
         if hf_config.model_type != "t5":
-            raise BackboneError(f"{config.name} is a {hf_config.model_type} model; supported: t5")
+            raise BackboneError(
+                f"{config.name} is a {hf_config.model_type} model; supported: t5, and the decoder-only families "
+                f"{', '.join(FAMILIES)}, whose attention has q_proj, k_proj, v_proj and o_proj"
+            )
+        if config.instruction_layer is not None:
+            raise BackboneError(f"backbone.instruction_layer is for decoder-only models; {config.name} is a T5")
         hf_config.dropout_rate = 0.0
         model = ConditionedT5.from_pretrained(source, config=hf_config, dtype=getattr(torch, config.dtype))
     except OSError as error:
@@ -111,3 +175,24 @@ def _load_pretrained(config: BackboneConfig) -> T5Backbone:
             f"folder, or a built-in size ({', '.join(SIZES)})."
         ) from error
     return T5Backbone(model, config.name)
+
+
+def _load_causal(config: BackboneConfig, source: str, hf_config: PreTrainedConfig) -> CausalBackbone:
+    """Loads a decoder-only model; its tokenizer says whether sequences start with BOS.
+
+    Raises:
+        BackboneError: If there is no tokenizer with the model.
+    """
+    family = FAMILIES[hf_config.model_type]
+    hf_config.attention_dropout = 0.0
+    model = family.from_pretrained(source, config=hf_config, dtype=getattr(torch, config.dtype))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (ValueError, OSError) as error:
+        raise BackboneError(
+            f"{config.name} has no tokenizer that loads, which says whether its sequences start with BOS: {error}\n"
+            "Put tokenizer.json and tokenizer_config.json of the model beside its weights."
+        ) from error
+    bos_id = tokenizer.bos_token_id
+    starts_with_bos = bos_id is not None and tokenizer("a").input_ids[:1] == [bos_id]
+    return CausalBackbone(model, config.name, bos_id if starts_with_bos else None, config.instruction_layer)

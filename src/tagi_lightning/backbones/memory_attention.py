@@ -1,4 +1,4 @@
-"""Attention to [instruction ; own tokens] that reads the instruction's keys and values once a task, not once an example.
+"""Attention to [instruction ; own tokens] that reads an instruction's keys and values once a task, not an example.
 
 Shapes: B examples, T tasks, H query heads, G key heads, Q queries, I instruction tokens, S own tokens, h head size.
 """
@@ -64,7 +64,7 @@ def attend(
     on_memory = on_memory.view(tasks, run, groups, share * queries, tokens).transpose(1, 2)
     read = on_memory.reshape(tasks, groups, -1, tokens) @ memory[1].to(query.dtype)
     read = read.view(tasks, groups, run, share * queries, size).transpose(1, 2).reshape(batch, groups, -1, size)
-    return (read + on_own @ own[1]).view(batch, heads, queries, size)
+    return (read + on_own @ own[1]).reshape(batch, heads, queries, size)
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

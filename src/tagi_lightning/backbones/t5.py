@@ -10,15 +10,18 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig
 from tagi_lightning.backbones.t5_modules import AdaptedAttention, ConditionedT5
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.lora import LoraConfig, LoraSite
+from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.losses import sequence_log_likelihood
 
 STACKS = ("encoder_self", "decoder_self", "decoder_cross")
 """Kinds of attention in T5, in the order of the sites."""
+
+STRETCH = 16
+"""Tokens decoded greedily before rows that have ended leave the batch."""
 
 
 class T5Backbone(Backbone):
@@ -71,10 +74,20 @@ class T5Backbone(Backbone):
                 )
         return tuple(sites)
 
-    def encode(self, tokens: Tokens) -> Tensor:
-        """Returns the plain encoder's final hidden states [N, L, d]."""
-        states: Tensor = self.model.encoder(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state
+    def encode(self, tokens: Tokens, lora: LoraWeights | None = None) -> Tensor:
+        """Returns the encoder's final hidden states [N, L, d], plain or under one adapter a row."""
+        rows = torch.arange(len(tokens), device=tokens.ids.device)
+        states: Tensor = self.model.encoder(
+            input_ids=tokens.ids,
+            attention_mask=tokens.mask,
+            adapter=TaskAdapter(lora=lora).in_runs(True),
+            task_index=rows,
+        ).last_hidden_state
         return states
+
+    def read(self, tokens: Tokens, lora: LoraWeights | None = None, keys_values: bool = False) -> InstructionStates:
+        """Reads instructions [T, I] by the encoder; see `Backbone.read`."""
+        return InstructionStates(self.encode(tokens, lora), tokens.mask)
 
     def prepare(self, adapter: TaskAdapter) -> TaskAdapter:
         """Returns `adapter` with the decoder's cross keys and values of the instructions."""
@@ -122,13 +135,41 @@ class T5Backbone(Backbone):
     @torch.no_grad()
     def generate(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor, config: GenerationConfig) -> Tensor:
         """Returns generated ids without the start token [B, at most max_new_tokens], padded on the right."""
-        adapter = self._route(adapter, task_index)
-        encoded = self._encode_inputs(inputs, adapter, task_index)
-        ids = self.model.generate(  # type: ignore[misc]
-            **encoded, adapter=adapter, task_index=task_index, **config.to_kwargs()
-        )
-        generated: Tensor = ids[:, 1:]
-        return generated
+        routed = self._route(adapter, task_index)
+        encoded = self._encode_inputs(inputs, routed, task_index)
+        end_ids = [self.model.config.eos_token_id, *config.stop_ids]
+        arguments = {"adapter": routed, "eos_token_id": end_ids, **config.to_kwargs()}
+        if config.num_beams > 1 or config.do_sample or adapter.num_tasks > 1:
+            ids: Tensor = self.model.generate(**encoded, task_index=task_index, **arguments)  # type: ignore[misc]
+            return ids[:, 1:]
+        return self._generate_greedily(encoded, arguments, end_ids)
+
+    def _generate_greedily(self, encoded: dict[str, Any], arguments: dict[str, Any], end_ids: list[int]) -> Tensor:
+        """Decodes some tokens at a time and goes on with the rows that have not ended [B, at most max_new_tokens]."""
+        states, mask = encoded["encoder_outputs"].last_hidden_state, encoded["attention_mask"]
+        config, longest, shortest = self.model.config, arguments.pop("max_new_tokens"), arguments.pop("min_new_tokens")
+        rows, done = torch.arange(len(mask), device=mask.device), 0
+        answers = mask.new_full((len(mask), longest), config.pad_token_id)
+        ids, cache = mask.new_full((len(mask), 1), config.decoder_start_token_id), None
+        while done < longest and len(rows):
+            output = self.model.generate(  # type: ignore[misc]
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),
+                attention_mask=mask[rows],
+                decoder_input_ids=ids,
+                past_key_values=cache,
+                task_index=torch.zeros_like(rows),
+                max_new_tokens=min(STRETCH, longest - done),
+                min_new_tokens=max((shortest or 0) - done, 0) or None,
+                return_dict_in_generate=True,
+                **arguments,
+            )
+            new = output.sequences[:, ids.shape[1] :]
+            answers[rows, done : done + new.shape[1]] = new
+            done += new.shape[1]
+            goes_on = ~torch.isin(new, torch.tensor(end_ids, device=new.device)).any(1)
+            ids, cache, rows = output.sequences[goes_on], output.past_key_values, rows[goes_on]
+            cache.batch_select_indices(goes_on)
+        return answers[:, :done]
 
     def score(
         self, inputs: Tokens, choices: Tensor, choice_index: Tensor, adapter: TaskAdapter, task_index: Tensor

@@ -233,7 +233,14 @@ class ConditionedT5(T5ForConditionalGeneration):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """Keeps the conditioning among the inputs of every decoding step."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, past_key_values=past_key_values, **kwargs
+        )
+        if past_key_values is not None and past_key_values.get_seq_length():
+            # decoding that goes on from a cache would read what the cache holds once more
+            inputs["decoder_input_ids"] = inputs["decoder_input_ids"][:, -1:]
         return inputs | {"adapter": kwargs.get("adapter"), "task_index": kwargs.get("task_index")}

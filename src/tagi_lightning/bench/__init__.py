@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tagi_lightning.bench import inference
 from tagi_lightning.bench.measure import Result
 from tagi_lightning.bench.rank import rank_scoring
 
-CASES: dict[str, Callable[[str, int], list[Result]]] = {"rank": rank_scoring}
+CASES: dict[str, Callable[[str, int], list[Result]]] = {
+    "flops": inference.flops,
+    "generation": inference.generation,
+    "second_input": inference.second_input,
+    "mixed_tasks": inference.mixed_tasks,
+    "preparation": inference.preparation,
+    "rank": rank_scoring,
+}
 """Groups of cases by name: each takes the size of the models and the number of paired repeats."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
@@ -17,6 +18,12 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes ModelCheckpoint's arguments."""
         super().__init__(*args, **kwargs, enable_version_counter=False)  # type: ignore[misc]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves a step's state again where validation followed, since a resumed run does not validate it again."""
+        super().on_validation_end(trainer, pl_module)
+        if self.save_last and not trainer.sanity_checking and self._last_global_step_saved == trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @property
     def state_key(self) -> str:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
-from tagi_lightning.data.batch import TaskBatch, TextBatch, Tokens
+from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, TextBatch
 
 
-def token_rows(batch: TaskBatch | TextBatch) -> list[Tokens]:
-    """Returns the padded token rows a stage reads from `batch`."""
+def token_masks(batch: TaskBatch | TextBatch) -> dict[str, list[Tensor]]:
+    """Returns the masks of all rows that a stage's encoder and decoder read from `batch`."""
     if isinstance(batch, TextBatch):
-        return [batch.source]
-    rows = [batch.instruction, batch.input]
-    return [*rows, batch.prompt] if batch.prompt is not None else rows
+        rows = [batch.source]
+    else:
+        rows = [batch.instruction, batch.input, *([batch.prompt] if batch.prompt is not None else [])]
+    return {"encoder": [tokens.mask for tokens in rows], "decoder": [batch.labels != IGNORE_INDEX]}
 
 
 class Throughput(L.Callback):
-    """Logs examples and tokens per second, the loader's share of the step time and the padding share."""
+    """Logs examples and encoder tokens per second, the loader's share of the step time and the padding shares.
+
+    Padding is told of the encoder's rows, of the decoder's and of both together (`perf/padding_share`). The loader's
+    share is the time between two steps; on a GPU, which may still be at work then, the loss is at most that.
+    """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Starts the clock."""
@@ -28,7 +35,9 @@ class Throughput(L.Callback):
     def _reset(self) -> None:
         self._since = self._ended = time.perf_counter()
         self._waited = 0.0
-        self._batches = self._examples = self._tokens = self._positions = 0
+        self._batches = self._examples = 0
+        self._tokens: dict[str, Tensor | int] = {"encoder": 0, "decoder": 0}
+        self._positions: Counter[str] = Counter()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stops the clock."""
@@ -54,18 +63,26 @@ class Throughput(L.Callback):
         """Counts the batch, and logs at the trainer's interval."""
         self._batches += 1
         self._examples += len(batch.labels)
-        for rows in token_rows(batch):
-            self._tokens += int(rows.mask.sum())
-            self._positions += rows.mask.numel()
+        for part, masks in token_masks(batch).items():
+            for mask in masks:
+                # stays on the device: reading it here would make every step wait for the GPU
+                self._tokens[part] = self._tokens[part] + mask.sum()
+                self._positions[part] += mask.numel()
         self._ended = time.perf_counter()
         if self._batches >= trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            seconds = self._ended - self._since
-            figures = {
-                "perf/examples_per_s": self._examples / seconds,
-                "perf/tokens_per_s": self._tokens / seconds,
-                "perf/loader_share": self._waited / seconds,
-                "perf/padding_share": 1 - self._tokens / max(self._positions, 1),
-            }
+            figures = self._figures()
             for logger in trainer.loggers:
                 logger.log_metrics(figures, step=trainer.global_step)
             self._reset()
+
+    def _figures(self) -> dict[str, float]:
+        tokens = {part: int(count) for part, count in self._tokens.items()}
+        seconds = time.perf_counter() - self._since
+        padding = {part: self._positions[part] - count for part, count in tokens.items()}
+        return {
+            "perf/examples_per_s": self._examples / seconds,
+            "perf/tokens_per_s": tokens["encoder"] / seconds,
+            "perf/loader_share": self._waited / seconds,
+            "perf/padding_share": sum(padding.values()) / max(self._positions.total(), 1),
+            **{f"perf/padding_share_{part}": padding[part] / max(self._positions[part], 1) for part in padding},
+        }

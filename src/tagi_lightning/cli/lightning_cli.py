@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import data_modules  # noqa: F401  (makes its classes known by bare name)
 from tagi_lightning.backbones import SIZES, BackboneConfig
+from tagi_lightning.backbones.pretrained import locate
 from tagi_lightning.callbacks import HyperParameters, LineProgress, RunCheckpoint, SampleTable, Throughput
 from tagi_lightning.cli.runs import flatten
 from tagi_lightning.stages import Stage
@@ -176,6 +177,7 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",
         ".*is smaller than the logging interval.*",
         ".*exists and is not empty.*",
+        ".*is not supported by the model summary.*",
         ".*module.s. in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", pattern)
@@ -205,17 +207,19 @@ def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, 
     """Returns the tokenizer that goes with the backbone where none is named.
 
     Raises:
+        FileNotFoundError: If the backbone is yet to be fetched.
         MissingInputError: If the backbone is trained from scratch, none is named and no earlier stage saved one.
     """
     if tokenizer:
         return tokenizer
     if backbone.name not in SIZES:
-        folder = Path(backbone.name).expanduser()
-        if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        name = locate(backbone.name)
+        folder = Path(name).expanduser()
+        if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
             raise MissingInputError(
                 f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give one: TOKENIZER=<folder or hub id>"
             )
-        return str(backbone.name)
+        return name
     trained = Path(run) / "pretrain-backbone" / MODEL
     if not trained.is_dir():
         raise MissingInputError(

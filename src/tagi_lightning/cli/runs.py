@@ -31,6 +31,9 @@ FREE_TRAINER_KEYS = frozenset(
 FREE_KEYS = frozenset({"run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite"})
 """Top-level options that may differ: what they name stands again where it is used."""
 
+FREE_BACKBONE_KEYS = frozenset({"backbone.compile", "backbone.gradient_checkpointing"})
+"""Options of the backbone that may differ: they change how it is computed, not what is trained."""
+
 
 class RunFolderError(ValueError):
     """A run folder that holds something else; the message names what differs and what to do."""
@@ -51,6 +54,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     differing = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         parts = key.split(".")
+        if key in FREE_BACKBONE_KEYS:
+            continue
         if parts[0] in FREE_KEYS or (parts[0] == "trainer" and parts[1] in FREE_TRAINER_KEYS):
             continue
         if flat_old.get(key) != flat_new.get(key):

@@ -108,7 +108,7 @@ class TaskCollator:
 
     def _prompt(self, example: Example, definition: list[int]) -> list[int]:
         if example.prompt_ids:
-            return self.assembler.complete(example.prompt_ids)
+            return self.assembler.input(example.prompt_ids)
         return self.assembler.prompt(definition, example.task.demonstrations, example.text_ids)
 
     def _ranked(self, examples: Sequence[Example]) -> dict[str, Any]:

@@ -96,21 +96,24 @@ class SegmentCollator:
 
     Attributes:
         pad_id: Id of padding.
-        eos_id: Id that ends every segment.
+        eos_id: Id that ends every target.
         seed: Decides the cuts together with the epoch.
+        eos_after_input: Whether it also ends instructions and inputs, as encoder-decoder models read them.
     """
 
     pad_id: int
     eos_id: int
     seed: int = 0
+    eos_after_input: bool = True
 
     def __call__(self, rows: Sequence[Row]) -> TaskBatch:
         """Returns the batch of B sequences."""
         instructions, inputs, targets = [], [], []
+        end = [self.eos_id] if self.eos_after_input else []
         for index, ids in rows:
             a, b, c = abc_split(ids, random_generator(self.seed, index.epoch, "abc", index.instance))
-            instructions.append([*a, self.eos_id])
-            inputs.append([*b, self.eos_id])
+            instructions.append([*a, *end])
+            inputs.append([*b, *end])
             targets.append([*c, self.eos_id])
         return TaskBatch(
             instruction=Tokens.pad(instructions, self.pad_id),

@@ -1,16 +1,18 @@
-"""The prompt form of Tk-Instruct, and how its tokenised pieces become model inputs.
+"""Prompt forms, and how their tokenised pieces become model inputs.
 
-A prompt is assembled from pieces that are tokenised once, each on its own, and never tokenised
-again. Every piece ends or begins at whitespace, which T5's SentencePiece never crosses, so the
-assembled ids are those of the assembled text.
+A prompt is assembled from pieces that are tokenised once, each on its own, and never tokenised again. T5's
+SentencePiece never crosses whitespace, so its pieces begin or end at some; byte-level tokenizers give whitespace to
+what follows it, so there pieces begin with it (`causal_prompts`). The assembled ids are then those of the assembled
+text. Tokenizers that join a line break to the punctuation before it (Llama 3, Qwen) differ from it at the joints.
 """
 
 from __future__ import annotations
 
 import string
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedTokenizerFast
 
@@ -23,9 +25,94 @@ def _sentence(text: str) -> str:
     return text if text and text[-1] in string.punctuation else f"{text}."
 
 
+def fixed_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """Returns the ids of a text of the form's own, in which special tokens count."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def eos_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Returns the id of EOS.
+
+    Raises:
+        ValueError: If the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {tokenizer.name_or_path} has no EOS token; set eos_token in its folder")
+    return int(tokenizer.eos_token_id)
+
+
 @dataclass(frozen=True, slots=True)
-class PromptForm:
-    """The text of each piece of a prompt.
+class Frame:
+    """The fixed tokens of a form, which stand around its pieces.
+
+    Attributes:
+        start: Opens an instruction.
+        ending: Closes an instruction that stands alone.
+        joint: Stands between instruction and input of a concatenated prompt.
+        opening: Opens an input that stands alone or after an instruction that stands alone.
+        cue: Closes every input.
+        stop: Ends every target.
+    """
+
+    start: tuple[int, ...]
+    ending: tuple[int, ...]
+    joint: tuple[int, ...]
+    opening: tuple[int, ...]
+    cue: tuple[int, ...]
+    stop: int
+
+    @classmethod
+    def encoder_decoder(cls, connection: Sequence[int], cue: Sequence[int], eos_id: int) -> Self:
+        """Returns the frame of a T5, whose every row ends with EOS."""
+        return cls((), (eos_id,), tuple(connection), (), (*cue, eos_id), eos_id)
+
+    @classmethod
+    def causal(
+        cls, start: Sequence[int], ending: Sequence[int], opening: Sequence[int], cue: Sequence[int], stop: int
+    ) -> Self:
+        """Returns the frame of a decoder-only model, whose concatenated prompt is instruction and input in a row."""
+        return cls(tuple(start), tuple(ending), (*ending, *opening), tuple(opening), tuple(cue), stop)
+
+
+class Form(ABC):
+    """The text of each piece of a prompt, and how it is tokenised."""
+
+    VERSION: ClassVar[int]
+    """Enters the key of every token cache: raise it with every change of the text or of its tokens."""
+
+    @abstractmethod
+    def definition(self, text: str) -> str:
+        """Returns the piece that states the task."""
+
+    @abstractmethod
+    def demonstration(self, number: int, demonstration: Demonstration) -> str:
+        """Returns the piece of the `number`-th demonstration, counted from 1."""
+
+    @abstractmethod
+    def input(self, text: str) -> str:
+        """Returns an instance's text as it stands in every prompt, without the cue."""
+
+    def target(self, text: str) -> str:
+        """Returns a reference or an answer choice as it follows the cue."""
+        return text
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+        """Returns the ids of pieces that come from data."""
+        # verbose=False: the tokenizer's own length limit is not ours.
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+    @abstractmethod
+    def frame(self, tokenizer: PreTrainedTokenizerFast) -> Frame:
+        """Returns the tokens around the pieces."""
+
+    @abstractmethod
+    def identity(self, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+        """Returns all that decides the pieces and their frame, beside the tokenizer's own cutting, for JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm(Form):
+    """Tk-Instruct's text, for encoder-decoder models.
 
     Attributes:
         connection: Stands between the instruction and the input of a concatenated prompt.
@@ -33,7 +120,6 @@ class PromptForm:
     """
 
     VERSION: ClassVar[int] = 1
-    """Enters the key of every token cache: raise it with every change of the text."""
 
     connection: str = "Now complete the following example -\nInput: "
     cue: str = "\nOutput: "
@@ -50,6 +136,15 @@ class PromptForm:
     def input(self, text: str) -> str:
         """Returns an instance's text as it stands in every prompt, without the cue."""
         return _sentence(text)
+
+    def frame(self, tokenizer: PreTrainedTokenizerFast) -> Frame:
+        """Returns the tokens around the pieces."""
+        connection, cue = (fixed_ids(tokenizer, text) for text in (self.connection, self.cue))
+        return Frame.encoder_decoder(connection, cue, eos_id(tokenizer))
+
+    def identity(self, tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+        """Returns class, version and text."""
+        return [type(self).__name__, self.VERSION, self.connection, self.cue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +172,13 @@ class PromptAssembler:
     """Joins tokenised pieces into instruction, input, prompt and target, within the length limits.
 
     Attributes:
-        connection: Ids of the form's connection.
-        cue: Ids of the form's cue.
-        eos_id: Id that ends every sequence.
+        frame: What stands around the pieces.
         max_demonstrations: How many demonstrations an instruction shows at most.
-        max_input_length: Limit of encoder inputs, EOS included.
-        max_output_length: Limit of targets, EOS included.
+        max_input_length: Limit of instructions, inputs and concatenated prompts, the frame included.
+        max_output_length: Limit of targets, the end token included.
     """
 
-    connection: tuple[int, ...]
-    cue: tuple[int, ...]
-    eos_id: int
+    frame: Frame
     max_demonstrations: int
     max_input_length: int = 1024
     max_output_length: int = 128
@@ -99,13 +190,11 @@ class PromptAssembler:
         max_demonstrations: int,
         max_input_length: int = 1024,
         max_output_length: int = 128,
-        form: PromptForm | None = None,
+        form: Form | None = None,
     ) -> Self:
-        """Returns an assembler with the fixed pieces of `form`, by default the current one, tokenised."""
-        form = form or PromptForm()
-        connection, cue = tokenizer([form.connection, form.cue], add_special_tokens=False)["input_ids"]
-        eos_id = tokenizer.eos_token_id
-        return cls(tuple(connection), tuple(cue), eos_id, max_demonstrations, max_input_length, max_output_length)
+        """Returns an assembler with the frame of `form`, by default Tk-Instruct's for T5."""
+        frame = (form or PromptForm()).frame(tokenizer)
+        return cls(frame, max_demonstrations, max_input_length, max_output_length)
 
     def demonstrations_that_fit(self, lengths: Sequence[int], room: int) -> int:
         """Returns how many leading demonstrations of these `lengths` fit into `room` tokens.
@@ -118,24 +207,29 @@ class PromptAssembler:
                 return count
         return min(len(lengths), self.max_demonstrations)
 
+    def instruction_room(self, definition_length: int) -> int:
+        """Returns how many tokens of demonstrations fit into an instruction with a definition of this length."""
+        return self.max_input_length - len(self.frame.start) - definition_length - len(self.frame.ending)
+
     def input_room(self, definition_length: int = 0) -> int:
-        """Returns how many tokens of instance text fit beside a cue and EOS.
+        """Returns how many tokens of instance text fit beside what stands around it.
 
         Args:
             definition_length: Tokens of the definition in a concatenated prompt, 0 for a bare input.
         """
-        fixed = definition_length + (len(self.connection) if definition_length else 0) + len(self.cue) + 1
-        return self.max_input_length - fixed
+        frame = self.frame
+        before = len(frame.start) + definition_length + len(frame.joint) if definition_length else len(frame.opening)
+        return self.max_input_length - before - len(frame.cue)
 
     def instruction(self, definition: Sequence[int], demonstrations: Sequence[Sequence[int]]) -> list[int]:
         """Returns the hypernetwork's instruction, the paper's a: the definition and the demonstrations that fit."""
-        room = self.max_input_length - len(definition) - 1
+        room = self.instruction_room(len(definition))
         shown = self.demonstrations_that_fit([len(piece) for piece in demonstrations], room)
-        return [*definition, *_chain(demonstrations[:shown]), self.eos_id]
+        return [*self.frame.start, *definition, *_chain(demonstrations[:shown]), *self.frame.ending]
 
     def input(self, text: Sequence[int]) -> list[int]:
         """Returns the bare input, the paper's b: instance text, truncated where it must be, and output cue."""
-        return [*text[: self.input_room()], *self.cue, self.eos_id]
+        return [*self.frame.opening, *text[: self.input_room()], *self.frame.cue]
 
     def prompt(
         self, definition: Sequence[int], demonstrations: Sequence[Sequence[int]], text: Sequence[int]
@@ -147,21 +241,17 @@ class PromptAssembler:
         room = self.input_room(len(definition))
         shown = self.demonstrations_that_fit([len(piece) for piece in demonstrations], room - len(text))
         return [
+            *self.frame.start,
             *definition,
             *_chain(demonstrations[:shown]),
-            *self.connection,
+            *self.frame.joint,
             *text[:room],
-            *self.cue,
-            self.eos_id,
+            *self.frame.cue,
         ]
 
-    def complete(self, prompt: Sequence[int]) -> list[int]:
-        """Returns a prompt that is complete as it is, truncated where it must be, with EOS."""
-        return [*prompt[: self.max_input_length - 1], self.eos_id]
-
     def target(self, reference: Sequence[int]) -> list[int]:
-        """Returns a target, the paper's c, truncated where it must be, with EOS."""
-        return [*reference[: self.max_output_length - 1], self.eos_id]
+        """Returns a target, the paper's c, truncated where it must be, with its end token."""
+        return [*reference[: self.max_output_length - 1], self.frame.stop]
 
 
 def _chain(pieces: Sequence[Sequence[int]]) -> list[int]:

@@ -81,6 +81,11 @@ def read_sni(
     )
 
 
+def sni_files(folder: Path) -> list[Path]:
+    """Returns every file that `read_sni` may open."""
+    return [*folder.glob("splits/default/*.txt"), *folder.glob("tasks/*.json")]
+
+
 def _read_names(path: Path, report: DataReport) -> list[str]:
     text = read_text(path, report)
     names = Counter(line.strip() for line in (text or "").splitlines() if line.strip())

@@ -13,16 +13,18 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets, disable_progress_bars, load_from_disk
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from tagi_lightning.data.prompts import PromptForm
+from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.task import Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raise it with every change of the files a cache folder holds."""
 
 _MANIFEST = "manifest.json"
@@ -50,6 +52,7 @@ _INSTANCE_FEATURES = Features(
         "gold": Value("int64"),
         "text_length": Value("int64"),
         "prompt_length": Value("int64"),
+        "reference_length": Value("int64"),
         "target_length": Value("int64"),
     }
 )
@@ -61,7 +64,12 @@ def tokenizer_definition(tokenizer: PreTrainedTokenizerFast) -> str:
     return json.dumps({key: value for key, value in definition.items() if key not in ("padding", "truncation")})
 
 
-def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> str:
+def cache_settings(tokenizer: PreTrainedTokenizerFast, form: Form) -> list[Any]:
+    """Returns all but the tasks that decides what a token cache holds, for JSON."""
+    return [LAYOUT_VERSION, *form.identity(tokenizer), tokenizer_definition(tokenizer)]
+
+
+def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> str:
     """Returns the digest a token cache is kept under.
 
     Args:
@@ -69,10 +77,7 @@ def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: P
         tokenizer: The tokenizer; its whole definition counts, not where it was loaded from.
         form: The prompt form.
     """
-    digest = hashlib.sha256()
-    texts = [type(form).__name__, form.VERSION, form.connection, form.cue]
-    header = [LAYOUT_VERSION, *texts, tokenizer_definition(tokenizer)]
-    digest.update(json.dumps(header).encode())
+    digest = hashlib.sha256(json.dumps(cache_settings(tokenizer, form)).encode())
     for task in tasks:
         own = [task.name, task.category, task.definitions, [[d.input, d.output] for d in task.demonstrations]]
         rows = [[row.id, row.input, row.references, row.prompt, row.choices, row.gold] for row in task.instances]
@@ -81,7 +86,7 @@ def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: P
 
 
 def load_or_tokenize(
-    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_dir: Path, form: PromptForm | None = None
+    tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_dir: Path, form: Form | None = None
 ) -> TokenizedTasks:
     """Returns the tokenised tasks, from their cache folder if it is whole, else tokenising them into it.
 
@@ -94,16 +99,25 @@ def load_or_tokenize(
     Raises:
         ValueError: If there are no tasks.
     """
+    return open_cache(make_cache(tasks, tokenizer, cache_dir, form or PromptForm()))
+
+
+def make_cache(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_dir: Path, form: Form) -> Path:
+    """Tokenises the tasks unless their cache folder is there and whole, and returns that folder.
+
+    Raises:
+        ValueError: If there are no tasks.
+    """
     if not tasks:
         raise ValueError("no tasks to tokenise")
-    form = form or PromptForm()
     folder = cache_dir / cache_key(tasks, tokenizer, form)
-    if not _is_whole(folder):
+    if not is_whole(folder):
         _write(folder, tasks, tokenizer, form)
-    return _load(folder)
+    return folder
 
 
-def _load(folder: Path) -> TokenizedTasks:
+def open_cache(folder: Path) -> TokenizedTasks:
+    """Returns the tokenised tasks of a cache folder."""
     tasks, start = [], 0
     for row in load_from_disk(str(folder / "tasks")):
         definitions, demonstrations = tuple(row["definitions"]), tuple(row["demonstrations"])
@@ -112,7 +126,7 @@ def _load(folder: Path) -> TokenizedTasks:
     return TokenizedTasks(tasks, load_from_disk(str(folder / "instances")))
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Tells whether every file of a cache folder is there with the size it was written with."""
     manifest = folder / _MANIFEST
     if not manifest.is_file():
@@ -124,7 +138,7 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
-def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> None:
+def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> None:
     """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-") as name:
@@ -140,24 +154,19 @@ def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFa
         new.rename(folder)
 
 
-def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
-    # verbose=False: the tokenizer's own length limit is not ours.
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-
-
-def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> Dataset:
+def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> Dataset:
     shown = [[form.demonstration(number, each) for number, each in enumerate(task.demonstrations, 1)] for task in tasks]
     columns = {
         "name": [task.name for task in tasks],
         "category": [task.category for task in tasks],
-        "definitions": [_ids(tokenizer, [form.definition(text) for text in task.definitions]) for task in tasks],
-        "demonstrations": [_ids(tokenizer, texts) for texts in shown],
+        "definitions": [form.tokenize(tokenizer, list(map(form.definition, task.definitions))) for task in tasks],
+        "demonstrations": [form.tokenize(tokenizer, texts) for texts in shown],
         "count": [len(task.instances) for task in tasks],
     }
     return Dataset.from_dict(columns, _TASK_FEATURES)
 
 
-def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: PromptForm) -> Dataset:
+def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> Dataset:
     instances = [instance for task in tasks for instance in task.instances]
     chunks = []
     # On a terminal a bar, elsewhere a line now and then.
@@ -165,23 +174,26 @@ def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFas
     starts = range(0, len(instances), _ROWS_PER_CHUNK)
     for start in tqdm(starts, desc=f"tokenising {len(tasks)} tasks", unit="chunk", mininterval=interval):
         chunk = instances[start : start + _ROWS_PER_CHUNK]
-        text_ids = _ids(tokenizer, [form.input(instance.input) for instance in chunk])
-        prompt_ids = _ids(tokenizer, [instance.prompt for instance in chunk])
-        outputs = iter(_ids(tokenizer, [text for each in chunk for text in (*each.references, *each.choices)]))
+        text_ids = form.tokenize(tokenizer, [form.input(instance.input) for instance in chunk])
+        prompt_ids = form.tokenize(tokenizer, [instance.prompt for instance in chunk])
+        targets = [form.target(text) for each in chunk for text in (*each.references, *each.choices)]
+        outputs = iter(form.tokenize(tokenizer, targets))
         target_ids = [[next(outputs) for _ in (*each.references, *each.choices)] for each in chunk]
         counts = [len(instance.references) for instance in chunk]
+        reference_ids = [ids[:count] for ids, count in zip(target_ids, counts, strict=True)]
         columns = {
             "id": [instance.id for instance in chunk],
             "text": [instance.input for instance in chunk],
             "references": [list(instance.references) for instance in chunk],
             "text_ids": text_ids,
-            "reference_ids": [ids[:count] for ids, count in zip(target_ids, counts, strict=True)],
+            "reference_ids": reference_ids,
             "prompt_ids": prompt_ids,
             "choices": [list(instance.choices) for instance in chunk],
             "choice_ids": [ids[count:] for ids, count in zip(target_ids, counts, strict=True)],
             "gold": [-1 if instance.gold is None else instance.gold for instance in chunk],
             "text_length": [len(ids) for ids in text_ids],
             "prompt_length": [len(ids) for ids in prompt_ids],
+            "reference_length": [round(fmean(map(len, ids))) for ids in reference_ids],
             "target_length": [max(map(len, each)) for each in target_ids],
         }
         chunks.append(Dataset.from_dict(columns, _INSTANCE_FEATURES))

@@ -93,7 +93,7 @@ class TokenizedTasks:
 
     Attributes:
         tasks: The tasks in their order.
-        instances: One row an instance: what `Example` holds of it, and text_length, prompt_length, target_length.
+        instances: One row an instance: what `Example` holds of it, and the lengths that the methods below return.
     """
 
     tasks: Sequence[TokenizedTask]
@@ -126,6 +126,10 @@ class TokenizedTasks:
     def prompt_lengths(self) -> list[NDArray[np.int64]]:
         """Returns, for each task, the tokens of each of its instances' complete prompts, 0 where it has none."""
         return self._by_task("prompt_length")
+
+    def reference_lengths(self) -> list[NDArray[np.int64]]:
+        """Returns, for each task, the tokens of each of its instances' references, on average and rounded."""
+        return self._by_task("reference_length")
 
     def target_lengths(self) -> NDArray[np.int64]:
         """Returns the tokens of each instance's longest reference or answer choice."""
@@ -160,11 +164,11 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
             report.error(f"definition alone longer than max_input_length={limit}", f"{task.name} ({longest} tokens)")
             continue
         shown = [len(piece) for piece in task.demonstrations[: assembler.max_demonstrations]]
-        if assembler.demonstrations_that_fit(shown, limit - longest - 1) < len(shown):
+        if assembler.demonstrations_that_fit(shown, assembler.instruction_room(longest)) < len(shown):
             report.note("instruction without all its demonstrations: they do not fit", task.name)
         _note_rows(report, f"input {truncated}", task, lengths > assembler.input_room())
         if with_prompt and prompts.any():
-            _note_rows(report, f"complete prompt {truncated}", task, prompts > limit - 1)
+            _note_rows(report, f"complete prompt {truncated}", task, prompts > assembler.input_room())
         elif with_prompt:
             room = assembler.input_room(longest)
             _note_rows(report, f"input in its concatenated prompt {truncated}", task, lengths > room)

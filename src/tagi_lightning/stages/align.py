@@ -65,6 +65,7 @@ class Alignment(TagiStage):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         teachers: str = "auto",
         init_from: str = "auto",
+        instruction_cache_mb: int = 1024,
     ) -> None:
         """Takes the settings.
 
@@ -76,8 +77,10 @@ class Alignment(TagiStage):
             optimizer: Optimizer and schedule.
             teachers: auto for this run's teachers, or a folder.
             init_from: auto for this run's pretrained hypernetwork, none, or a model folder.
+            instruction_cache_mb: Memory for the frozen backbone's states over instructions, each encoded once; 0 for
+                none.
         """
-        super().__init__(run, backbone, tagi, optimizer, GenerationConfig(), init_from)
+        super().__init__(run, backbone, tagi, optimizer, GenerationConfig(), init_from, instruction_cache_mb)
         self.alignment = alignment
         self.teachers = teachers
 
@@ -94,7 +97,7 @@ class Alignment(TagiStage):
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 4 over the instructions of one batch."""
         assert self.model.hypernetwork is not None
-        encoded = self.model.encode_instructions(batch.instruction)
+        encoded = self.read_instructions(batch.instruction)
         generated = self.model.hypernetwork(encoded.states, encoded.mask)
         loss = self.alignment.loss(generated, self.bank().index(batch.category)).mean()
         self.log_loss("loss", loss, len(batch.category))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import SIZES, BackboneConfig, build_backbone
-from tagi_lightning.backbones.loading import BackboneError, t5_config
+from tagi_lightning.backbones.loading import BackboneError, set_execution, t5_config
 from tagi_lightning.data.batch import TextBatch
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.stages.base import OptimizerConfig, Stage
@@ -48,6 +48,7 @@ class BackbonePretraining(Stage):
         self.backbone = build_backbone(
             t5_config(self.backbone_config.name, len(self.tokenizer)), self.backbone_config.name, self.seed
         )
+        set_execution(self.backbone, self.backbone_config)
         self.backbone.train()
 
     def loss(self, batch: TextBatch) -> Tensor:

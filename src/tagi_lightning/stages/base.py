@@ -10,14 +10,20 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
+from tagi_lightning.backbones.loading import refuse_float16
 from tagi_lightning.serialization import ModelFolderError
 
 MODEL = "model"
 """Name of the folder a stage leaves its weights in, under RUN/<stage>."""
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Precisions of the trainer that keep trained weights in float32."""
 
 
 class MissingInputError(ValueError):
@@ -59,6 +65,8 @@ class Stage(L.LightningModule):
     """Folder of the stage under RUN, and the make target that runs it."""
     monitor: ClassVar[str | None] = None
     """Validation score, the higher the better, whose best weights are kept where tasks are held out."""
+    converged: bool = False
+    """Whether training ended before its last step since nothing was left to train."""
 
     backbone: Backbone
 
@@ -91,10 +99,51 @@ class Stage(L.LightningModule):
         return tokenizer
 
     def configure_model(self) -> None:
-        """Builds the modules once, after the data module is set up."""
+        """Builds the modules once, after the data module is set up.
+
+        Raises:
+            ValueError: If the backbone does not go with the trainer's precision or strategy, or with the prompts.
+        """
         if not self._built:
+            self.check_trainer()
             self.build()
+            is_half = str(self.trainer.precision).startswith("16")
+            refuse_float16(self.backbone, is_half, "--trainer.precision=bf16-mixed")
+            self.check_prompts()
             self._built = True
+
+    def check_trainer(self) -> None:
+        """Refuses to train in 16 bits, and FSDP, whose shards hold weights of one type, with frozen ones of another.
+
+        Raises:
+            ValueError: If one of them is asked for.
+        """
+        precision = str(self.trainer.precision)
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"--trainer.precision={precision} would not keep the trained weights in float32; take bf16-mixed or "
+                "32-true, and backbone.dtype=bfloat16 to store the frozen weights in 16 bits"
+            )
+        stored = self.backbone_config.quantization or self.backbone_config.dtype
+        if stored != "float32" and isinstance(self.trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                f"a backbone stored in {stored} does not go with --trainer.strategy=fsdp, which shards weights of one "
+                "type and trains float32; take ddp or deepspeed_stage_2, or --backbone.dtype=float32"
+            )
+
+    def check_prompts(self) -> None:
+        """Refuses an encoder-decoder model's prompts for a decoder-only one, and the reverse.
+
+        Raises:
+            ValueError: If the data module makes them.
+        """
+        prompt = self.trainer.datamodule.prompt  # type: ignore[attr-defined]
+        if (prompt == "t5") != self.backbone.model.config.is_encoder_decoder:
+            allowed = "causal or chat" if prompt == "t5" else "t5"
+            raise ValueError(
+                f"prompt={prompt} does not go with backbone {self.backbone.name}, a "
+                f"{self.backbone.model.config.model_type} model: set --data.init_args.prompt={allowed}"
+            )
 
     @abstractmethod
     def build(self) -> None:
@@ -172,6 +221,9 @@ class Stage(L.LightningModule):
         loop = checkpoint["loops"]["fit_loop"]
         for loader in loop["state_dict"].get("combined_loader", []):
             loader["position"] = loop["epoch_loop.batch_progress"]["current"]["processed"]
+        # and Lightning's count of batches, by which it validates, is one ahead
+        total = loop["epoch_loop.batch_progress"]["total"]
+        total["ready"] = total["processed"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another stage, backbone or shape, since loading is not strict.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,13 +11,40 @@ from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
-from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.lora import LoraWeights
-from tagi_lightning.losses import Lambda2, distillation_loss, lambda_ins, prediction_loss
+from tagi_lightning.losses import (
+    Lambda2,
+    TopK,
+    lambda_ins,
+    prediction_and_distillation_loss,
+    prediction_loss,
+)
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
 from tagi_lightning.stages.base import MODEL, OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
+from tagi_lightning.teacher_cache import TeacherCache, adapter_digests, example_keys
+
+TEACHERS = "teachers"
+"""Folder of the teacher caches, beside the token caches."""
+
+
+@dataclass(frozen=True)
+class TeacherCacheConfig:
+    """The logits teacher's answers on disk: an example that was seen before costs no forward pass of the teacher."""
+
+    enabled: bool = False
+    """Whether L_kl follows the cached answers, k tokens and the rest, from the first epoch on; otherwise the exact
+    distribution, computed at every step."""
+    top_k: int = 64
+    """Tokens kept at each target token; the others share one bucket."""
+    folder: str | None = None
+    """Where the files lie; null for `teachers` beside the data's token caches, which all runs on that data share."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"loss.teacher_cache.top_k must be at least 1, got {self.top_k}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,8 @@ class DistillationConfig:
     """Whether sigmoid(L_ins) is a constant for the gradient."""
     temperature: float = 1.0
     """Softens both distributions of L_kl (1 in eq. 5)."""
+    teacher_cache: TeacherCacheConfig = field(default_factory=TeacherCacheConfig)
+    """Answers of the logits teacher kept on disk."""
 
     def __post_init__(self) -> None:
         if not (self.weight_pred or self.lambda1 or self.lambda2):
@@ -65,6 +95,7 @@ class Distillation(TagiStage):
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008
         teachers: str = "auto",
         init_from: str = "auto",
+        instruction_cache_mb: int = 1024,
     ) -> None:
         """Takes the settings (Table 6, Base: AdamW, lr 1e-4, 20,000 steps, batch 8 x 2).
 
@@ -78,8 +109,10 @@ class Distillation(TagiStage):
             generation: How validation decodes.
             teachers: auto for this run's teachers, none for the bare backbone as logits teacher, or a folder.
             init_from: auto for this run's aligned or pretrained hypernetwork, none, or a model folder.
+            instruction_cache_mb: Memory for the frozen backbone's states over instructions, each encoded once; 0 for
+                none.
         """
-        super().__init__(run, backbone, tagi, optimizer, generation, init_from)
+        super().__init__(run, backbone, tagi, optimizer, generation, init_from, instruction_cache_mb)
         self.loss_config = loss
         self.alignment = alignment
         self.teachers = teachers
@@ -92,33 +125,66 @@ class Distillation(TagiStage):
         return self.loss_config.lambda2 != 0 and self.tagi_config.hypernetwork.enabled and self.teachers != "none"
 
     def build(self) -> None:
-        """Loads the teachers besides the model."""
+        """Loads the teachers besides the model, and opens the cache of their answers."""
         super().build()
         self.bank = None
         if self.teachers != "none" and (self.aligns or self.loss_config.lambda1):
             self.bank = load_run_teachers(self.run, self.teachers, self.backbone, self.tagi_config.lora)
             check_categories(self.bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
+        self.teacher_cache = None
+        if self.loss_config.teacher_cache.enabled and self.loss_config.lambda1:
+            self.teacher_cache = self.open_teacher_cache()
+            self.teacher_digests = adapter_digests(self.bank()) if self.bank is not None else []
+
+    def open_teacher_cache(self) -> TeacherCache:
+        """Opens the file of this backbone, computed with as it is here, at this k and temperature."""
+        config = self.loss_config.teacher_cache
+        folder = config.folder or self.trainer.datamodule.cache_dir / TEACHERS  # type: ignore[attr-defined]
+        stored = asdict(replace(self.backbone_config, name=self.checkpoint_backbone_digest()))
+        settings = {"backbone": stored, "precision": str(self.trainer.precision)}
+        return TeacherCache(Path(folder), config.top_k, self.loss_config.temperature, settings)
 
     @torch.no_grad()
-    def teacher_logits(self, batch: TaskBatch, taught: LoraWeights | None) -> Tensor:
-        """Returns the logits teacher's logits over the targets [B, O, V], reading (a;b)."""
+    def teacher_logits(self, batch: TaskBatch, taught: LoraWeights | None, rows: Tensor | None = None) -> Tensor:
+        """Returns the logits teacher's logits over the targets of all examples, or of `rows`, reading (a;b) [B, O, V].
+
+        Args:
+            batch: B examples of T tasks.
+            taught: The T tasks' adapters; None for the bare backbone.
+            rows: Which examples; None for all.
+        """
+        prompt, labels, task_index = self.prompts(batch), batch.labels, batch.task_index
+        if rows is not None:
+            prompt, labels, task_index = prompt.map(lambda tensor: tensor[rows]), labels[rows], task_index[rows]
+        logits: Tensor = self.backbone(prompt, labels, TaskAdapter(lora=taught), task_index)
+        return logits
+
+    def prompts(self, batch: TaskBatch) -> Tokens:
+        """Returns the concatenated prompts (a;b) [B, P].
+
+        Raises:
+            ValueError: If the data module gives none.
+        """
         if batch.prompt is None:
             raise ValueError("the logits teacher reads instruction and input concatenated: set data.with_prompt=true")
-        logits: Tensor = self.backbone(batch.prompt, batch.labels, TaskAdapter(lora=taught), batch.task_index)
-        return logits
+        return batch.prompt
+
+    def teacher(self, batch: TaskBatch, taught: LoraWeights | None) -> Tensor | TopK:
+        """Returns what L_kl follows: the teacher's logits [B, O, V] or, with a cache, the `TopK` of the targets."""
+        if self.teacher_cache is None:
+            return self.teacher_logits(batch, taught)
+        categories = batch.category[batch.task_index].tolist()
+        adapters = [self.teacher_digests[category] if self.bank is not None else b"" for category in categories]
+        keys = example_keys(self.prompts(batch), batch.labels, adapters)
+        answer, found = self.teacher_cache.fill(keys, batch.labels, partial(self.teacher_logits, batch, taught))
+        self.log("train/teacher_cache_hits", found / len(batch), batch_size=len(batch))
+        return answer
 
     def loss_terms(self, batch: TaskBatch, adapter: TaskAdapter) -> dict[str, Tensor]:
         """Returns the weighted terms of eq. 6 as means over the batch's examples, by name."""
         config = self.loss_config
-        logits = self.model(batch.input, batch.labels, adapter, batch.task_index)
         taught = self.bank().index(batch.category) if self.bank is not None else None
-        terms = {}
-        if config.weight_pred:
-            terms["pred"] = config.weight_pred * prediction_loss(logits, batch.labels).mean()
-        if config.lambda1:
-            teacher = self.teacher_logits(batch, taught)
-            losses = distillation_loss(logits, teacher, batch.labels, config.temperature)
-            terms["kl"] = config.lambda1 * losses.mean()
+        terms = self.answer_terms(batch, adapter, taught)
         if self.aligns:
             assert adapter.lora is not None
             assert taught is not None
@@ -130,6 +196,25 @@ class Distillation(TagiStage):
             self.log("train/loss_ins_raw", per_task.detach().mean(), batch_size=len(batch))
         return terms
 
+    def answer_terms(self, batch: TaskBatch, adapter: TaskAdapter, taught: LoraWeights | None) -> dict[str, Tensor]:
+        """Returns the weighted terms of eq. 6 over the student's answers, L_pred and L_kl."""
+        config, labels = self.loss_config, batch.labels
+        logits = self.model(batch.input, labels, adapter, batch.task_index)
+        if config.lambda1:
+            teacher = self.teacher(batch, taught)
+            pred, kl = prediction_and_distillation_loss(logits, teacher, labels, config.temperature)
+            losses = {"pred": pred, "kl": kl}
+        else:
+            losses = {"pred": prediction_loss(logits, labels)}
+        weights = {"pred": config.weight_pred, "kl": config.lambda1}
+        return {name: weights[name] * loss.mean() for name, loss in losses.items() if weights[name]}
+
+    def on_train_end(self) -> None:
+        """Tells how large the teacher cache is."""
+        if self.teacher_cache is not None and self.trainer.is_global_zero:
+            size = f"{len(self.teacher_cache)} examples, {self.teacher_cache.num_bytes / 2**20:.1f} MiB"
+            print(f"{self.stage_name}: teacher cache {self.teacher_cache.path} holds {size}", flush=True)
+
     def save(self, folder: Path) -> None:
         """Writes the model, and points RUN/model to it: the run's finished hypernetwork."""
         super().save(folder)
@@ -139,7 +224,7 @@ class Distillation(TagiStage):
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 6 over one batch."""
-        adapter = self.model.adapt(batch.instruction)
+        adapter = self.model.adapt(self.read_instructions(batch.instruction))
         terms = self.loss_terms(batch, adapter)
         loss = torch.stack(list(terms.values())).sum()
         self.log_loss("loss", loss, len(batch))

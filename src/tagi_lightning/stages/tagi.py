@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
-from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.evaluation import answer, to_predictions
+from tagi_lightning.instruction_cache import InstructionStatesCache
 from tagi_lightning.losses import prediction_loss, update_norms
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
@@ -36,6 +37,7 @@ class TagiStage(Stage):
         optimizer: OptimizerConfig,
         generation: GenerationConfig,
         init_from: str,
+        instruction_cache_mb: int = 0,
     ) -> None:
         """Takes the settings.
 
@@ -46,11 +48,13 @@ class TagiStage(Stage):
             optimizer: Optimizer and schedule.
             generation: How validation decodes.
             init_from: auto, none or a model folder.
+            instruction_cache_mb: Memory for the states of instructions that come again in every epoch; 0 for none.
         """
         super().__init__(run, backbone, optimizer)
         self.tagi_config = tagi
         self.generation = generation
         self.init_from = init_from
+        self.instruction_cache_mb = instruction_cache_mb
         self.passed_stages: tuple[str, ...] = ()
         self.validation_rows: list[Prediction] = []
 
@@ -64,6 +68,14 @@ class TagiStage(Stage):
             check_backbone(source, config, self.backbone)
             load_tagi_weights(self.model, tensors, str(source))
             self.passed_stages = tuple(config["stages"])
+        size = self.instruction_cache_mb * 2**20
+        self.instruction_cache = InstructionStatesCache(self.model, size) if size else None
+
+    def read_instructions(self, instruction: Tokens) -> InstructionStates:
+        """Returns the frozen backbone's states over instructions [T, I], from the cache where there is one."""
+        if self.instruction_cache is not None:
+            return self.instruction_cache.encode(instruction)
+        return self.model.encode_instructions(instruction)
 
     def initial_folder(self) -> Path | None:
         """Returns the model folder that `init_from` stands for, or None for fresh weights.

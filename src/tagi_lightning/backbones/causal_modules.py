@@ -1,0 +1,224 @@
+"""Hugging Face's decoder-only models with their adapter as an argument: LoRA in every attention, I as a prefix.
+
+The models of the Llama family hand unknown keyword arguments down to every attention; the attention here reads
+`adapter` and `task_index` from them. Nothing is stored on a module between calls.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.backbones.memory_attention import attend, join_mask
+from tagi_lightning.lora import adapted_linear
+
+
+class AdaptedCausalAttention(nn.Module):
+    """Causal self-attention whose four projections add the LoRA update of their site, with the memory as its prefix.
+
+    It takes over the weights of the attention it replaces, so names and checkpoints stay Hugging Face's, and rotates
+    by that family's own function.
+    """
+
+    config: PreTrainedConfig
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    sliding_window: int | None
+
+    def __init__(self, attention: nn.Module, path: str) -> None:
+        """Replaces `attention`, found at module path `path`."""
+        super().__init__()
+        self.__dict__.update(attention.__dict__)
+        self.path = path
+        self.rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        if not hasattr(attention, "sliding_window"):
+            self.sliding_window = getattr(self.config, "sliding_window", None)
+
+    def _project(self, target: str, states: Tensor, adapter: TaskAdapter | None, task_index: Tensor | None) -> Tensor:
+        lora = None if adapter is None else adapter.lora
+        name = f"{target}_proj"
+        return adapted_linear(getattr(self, name), f"{self.path}.{name}", states, lora, task_index)
+
+    def _heads(self, target: str, states: Tensor, adapter: TaskAdapter | None, task_index: Tensor | None) -> Tensor:
+        """Returns projection `target` of `states`, normed where the family does so [B, H or G, S, head size]."""
+        heads = self._project(target, states, adapter, task_index).unflatten(-1, (-1, self.head_dim))
+        norm = getattr(self, f"{target}_norm", None)
+        normed: Tensor = heads if norm is None else norm(heads)
+        return normed.transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        adapter: TaskAdapter | None = None,
+        task_index: Tensor | None = None,
+        record: dict[int, tuple[Tensor, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends to the tokens before, the memory of `adapter` first.
+
+        Args:
+            hidden_states: What the layer reads [B, S, d].
+            position_embeddings: Cosines and sines of the tokens' positions.
+            attention_mask: Boolean or additive mask over the own tokens [B, 1, S, K]; None for plain causality.
+            position_ids: The tokens' positions [B, S].
+            past_key_values: Cache of the own tokens; the memory is never copied to it.
+            adapter: Conditioning of T tasks; see `CausalBackbone` for how its rows stand to the examples.
+            task_index: Task of each example [B].
+            record: Takes this layer's keys and values, each [B, G, S, head size], where given.
+            **kwargs: Handed to the attention function.
+
+        Returns:
+            Output [B, S, d], and the attention weights where the function gives them.
+        """
+        query, keys, values = (self._heads(target, hidden_states, adapter, task_index) for target in "qkv")
+        query, keys = self.rotate(query, keys, *position_embeddings)
+        if record is not None:
+            record[self.layer_idx] = (keys, values)
+        if past_key_values is not None:
+            keys, values = past_key_values.update(keys, values, self.layer_idx)
+        if adapter is not None and adapter.memory is not None:
+            attended, weights = self._attend_with_memory(
+                query, keys, values, attention_mask, position_ids, adapter, task_index
+            )
+        else:
+            attended, weights = self._attend(query, keys, values, attention_mask, **kwargs)
+        return self._project("o", attended.flatten(2), adapter, task_index), weights
+
+    def _attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what Hugging Face's attention function gives: heads side by side [B, S, H, h], and weights."""
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        kwargs |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
+        attended, weights = function(self, query, keys, values, mask, dropout=0.0, **kwargs)
+        return attended, weights
+
+    def _attend_with_memory(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        position_ids: Tensor | None,
+        adapter: TaskAdapter,
+        task_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends to [instruction ; own tokens], the instruction's keys and values being the memory of `adapter`."""
+        memory = adapter.memory
+        assert memory is not None
+        own_keys, own_values = memory.keys_values[self.layer_idx]
+        if mask is None and query.shape[2] > 1:
+            mask = _causal_mask(query.shape[2], keys.shape[2], query.device)
+        window = self.sliding_window
+        if window is not None and own_keys.shape[2] + keys.shape[2] <= window:
+            window = None
+        if not torch.is_grad_enabled() and window is None:
+            attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
+            return attended.transpose(1, 2), None
+        # in training the fused kernels save less for the backward pass than scores and weights would take
+        in_runs = adapter.grouped or not torch.is_grad_enabled()
+        rows = _runs(len(memory.mask), len(query), query.device) if in_runs else task_index
+        mask = join_mask(memory.mask[rows], mask, keys.shape[2])
+        if window is not None:
+            assert position_ids is not None
+            mask = _cut_to_window(mask, position_ids, own_keys.shape[2], window)
+        keys = torch.cat([own_keys.to(keys.dtype)[rows], keys], dim=2)
+        values = torch.cat([own_values.to(values.dtype)[rows], values], dim=2)
+        return self._attend(query, keys, values, mask)
+
+
+def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Returns the mask of the last `queries` of `keys` tokens [1, 1, queries, keys]."""
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _runs(tasks: int, rows: int, device: torch.device) -> Tensor:
+    """Returns the task of each of `rows` rows that stand in equal runs, one a task."""
+    return torch.arange(tasks, device=device).repeat_interleave(rows // tasks)
+
+
+def _cut_to_window(mask: Tensor, position_ids: Tensor, tokens: int, window: int) -> Tensor:
+    """Hides what lies `window` positions or more back among the first `tokens` keys, which stand at 0, 1, 2, ..."""
+    distance = position_ids[:, None, :, None] - torch.arange(tokens, device=mask.device)
+    far = nn.functional.pad(distance >= window, (0, mask.shape[-1] - tokens))
+    if mask.dtype == torch.bool:
+        return mask & ~far
+    return mask.masked_fill(far, torch.finfo(mask.dtype).min)
+
+
+class _Conditioned:
+    """Adds `adapter`, `task_index` and `record` to the arguments of a decoder-only model's forward and generate."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        """Builds the model from `config` and replaces its attention modules."""
+        super().__init__(config)  # type: ignore[call-arg]
+        for index, layer in enumerate(self.model.layers):  # type: ignore[attr-defined]
+            layer.self_attn = AdaptedCausalAttention(layer.self_attn, f"model.layers.{index}.self_attn")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
+        adapter: TaskAdapter | None = None,
+        task_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs the model under `adapter`; see `LlamaForCausalLM.forward` for the other arguments."""
+        # generate() checks its arguments against the names in this signature
+        return super().forward(  # type: ignore[misc]
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
+            adapter=adapter,
+            task_index=task_index,
+            **kwargs,
+        )
+
+
+class ConditionedLlama(_Conditioned, LlamaForCausalLM):  # type: ignore[misc]
+    """Llama and what is built like it, SmolLM2 among them."""
+
+
+class ConditionedMistral(_Conditioned, MistralForCausalLM):  # type: ignore[misc]
+    """Mistral: every layer attends within a sliding window where the configuration has one."""
+
+
+class ConditionedQwen2(_Conditioned, Qwen2ForCausalLM):  # type: ignore[misc]
+    """Qwen2 and Qwen2.5: biases on queries, keys and values."""
+
+
+class ConditionedQwen3(_Conditioned, Qwen3ForCausalLM):  # type: ignore[misc]
+    """Qwen3: norms on queries and keys."""
+
+
+FAMILIES: dict[str, type[ConditionedLlama | ConditionedMistral | ConditionedQwen2 | ConditionedQwen3]] = {
+    "llama": ConditionedLlama,
+    "mistral": ConditionedMistral,
+    "qwen2": ConditionedQwen2,
+    "qwen3": ConditionedQwen3,
+}
+"""Supported decoder-only families by the `model_type` of their configuration."""

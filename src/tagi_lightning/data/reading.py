@@ -1,0 +1,102 @@
+"""A data folder read once: which token caches it led to and what was left out, noted beside the caches.
+
+A note's name is a digest of all that reading depends on: the bytes of the files, the options, and this package's own
+data code. A start that finds its note opens the token caches and parses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from tagi_lightning.data.prompts import Form, PromptForm
+from tagi_lightning.data.report import DataReport
+from tagi_lightning.data.task import Task, TaskSplits
+from tagi_lightning.data.token_cache import cache_settings, is_whole, make_cache, open_cache
+from tagi_lightning.data.tokenized import TokenizedTasks
+
+SplitName = Literal["train", "validation", "test"]
+
+
+def read_key(files: Sequence[Path], *settings: object) -> str:
+    """Returns the digest of the files' names and bytes, of `settings`, and of the code that reads.
+
+    Args:
+        files: Every file that reading may open.
+        settings: All else that decides what is read and made of it, in JSON's types.
+    """
+    code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".yaml")]
+    paths = [*sorted(files), *sorted(code)]
+    with ThreadPoolExecutor() as pool:
+        contents = list(pool.map(_digest, paths))
+    found = [[str(path) for path in paths], contents, settings]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def load_or_read(
+    read: Callable[[DataReport], TaskSplits],
+    files: Sequence[Path],
+    options: Mapping[str, Any],
+    report: DataReport,
+    tokenizer: PreTrainedTokenizerFast,
+    cache_dir: Path,
+    form: Form | None = None,
+) -> dict[SplitName, TokenizedTasks]:
+    """Returns the tokenised tasks of each split that has any, reading them only where no earlier start has.
+
+    Args:
+        read: Reads the tasks.
+        files: Every file that `read` may open.
+        options: All else that decides what `read` returns, in JSON's types.
+        report: Receives what was left out, also where an earlier start found it.
+        tokenizer: A fast tokenizer.
+        cache_dir: Holds the token caches and the notes.
+        form: The prompt form; None for the default one.
+
+    Raises:
+        DataError: If `read` does.
+    """
+    form = form or PromptForm()
+    note = cache_dir / f"read-{read_key(files, dict(options), cache_settings(tokenizer, form))}.json"
+    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    if found is None or not all(is_whole(cache_dir / name) for name in found["caches"].values()):
+        own = DataReport(report.source)
+        caches = {
+            split: make_cache(tasks, tokenizer, cache_dir, form).name for split, tasks in by_split(read(own)).items()
+        }
+        found = {"caches": caches, "notes": own.notes}
+        _write(note, json.dumps(found))
+    for kind, places in found["notes"].items():
+        report.notes[kind] += places
+    return {split: open_cache(cache_dir / name) for split, name in found["caches"].items()}
+
+
+def by_split(splits: TaskSplits) -> dict[SplitName, Sequence[Task]]:
+    """Returns the tasks of each split that has any."""
+    named: dict[SplitName, Sequence[Task]] = {
+        "train": splits.train,
+        "validation": splits.validation,
+        "test": splits.test,
+    }
+    return {name: tasks for name, tasks in named.items() if tasks}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file under another name and renames it, so that no half-written one is ever found."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as folder:
+        new = Path(folder) / path.name
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)

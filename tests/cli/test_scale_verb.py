@@ -1,0 +1,37 @@
+import pytest
+from commands import tagi
+
+from tagi_lightning.scale_report import devices_table, forms_table
+from tagi_lightning.stage_step import STAGES, Form, Workload
+
+
+def test_the_table_has_a_row_for_every_stage(capsys):
+    assert tagi(["scale", "--size", "tiny", "--devices", "4", "--strategy", "fsdp"]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("| stage | trained M |")
+    assert [row.split(" | ")[0] for row in rows] == [f"| {stage}" for stage in STAGES]
+    assert all(row.count("|") == header.count("|") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--size", "huge"], "choose from tiny"),
+        (["--experiments", "nowhere"], "--experiments"),
+        (["--devices", "0"], "must be positive"),
+        (["--size", "tiny", "--devices", "2", "--strategy", "fsdp", "--quantization", "int8"], "no 8-bit backbone"),
+    ],
+)
+def test_what_cannot_be_is_told(words, message, capsys):
+    assert tagi(["scale", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_tables_compare_strategies_and_forms():
+    works = {"distill": Workload(2, 4, 7, 9, 3, rank=4)}
+    lines = devices_table(works, "tiny", Form(teachers=2), (1, 4)).splitlines()
+    assert lines[0] == "| stage | 1 GPU | 4 x ddp | 4 x fsdp | 4 x deepspeed_stage_2 |"
+    assert lines[2].count(" / ") == 4
+    rows = forms_table(works, "tiny", ["distill"]).splitlines()[2:]
+    sums = [float(row.split(" | ")[1].split(" / ")[0]) for row in rows]
+    assert sums[0] >= sums[2] >= sums[3]
