@@ -10,7 +10,7 @@ from tagi_lightning.lora import LoraBank, LoraConfig, initial_a
 from tagi_lightning.losses import alignment_loss
 
 LORA = LoraConfig(rank=4)
-KINDS = [(generator, pooling) for generator in ("paper", "shared") for pooling in ("mean", "attention")]
+KINDS = [(generator, pooling) for generator in ("paper", "shared") for pooling in ("mean", "last", "attention")]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,11 @@ def test_attention_pooling_starts_as_the_mean_and_ignores_padding(states, mask, 
     assert distance(pooling(poisoned, mask)[1], (weights[:, None] * states[1, :2]).sum(0)) < 1e-5
 
 
-@pytest.mark.parametrize("generator", ["paper", "shared"])
+def test_the_last_tokens_state_is_that_of_the_last_that_is_no_padding(states, mask):
+    assert torch.equal(Pooling(32, "last")(states, mask), torch.stack([states[0, 5], states[1, 1], states[2, 3]]))
+
+
+@pytest.mark.parametrize("generator", ["paper", "shared", "constant"])
 @pytest.mark.parametrize("targets", [("q", "v"), ("k", "o"), ("q", "k", "v", "o"), ("o",)])
 def test_every_site_gets_factors_of_its_shape(any_backbone, states, mask, generator, targets):
     lora = replace(LORA, targets=targets)
@@ -89,6 +93,15 @@ def test_sites_of_one_shape_get_different_updates(backbone, states, mask, genera
     sites = backbone.sites(LORA)
     updates = [weights.b[site.name][0] for site in sites]
     assert all(not torch.allclose(updates[0], other) for other in updates[1:])
+
+
+def test_a_constant_generator_gives_every_instruction_one_adapter_and_starts_at_the_banks(backbone, states, mask):
+    moved = make(backbone, "constant")(states, mask)
+    fresh = make(backbone, "constant", moved=False)(states, mask)
+    for site in backbone.sites(LORA):
+        assert torch.equal(fresh.a[site.name], initial_a(site, LORA).expand(3, -1, -1))
+        assert moved.delta(site.name).abs().max() > 0
+        assert torch.equal(moved.delta(site.name), moved.delta(site.name)[:1].expand(3, -1, -1))
 
 
 def test_a0_is_neither_saved_nor_trained(backbone):

@@ -5,6 +5,7 @@ import torch
 
 from tagi_lightning.adapter import InstructionStates
 from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
@@ -66,7 +67,7 @@ def test_a_fresh_model_without_memory_is_transformers_t5_bit_for_bit(any_backbon
 def test_a_fresh_model_with_memory_is_t5_whose_decoder_is_given_instruction_and_input(
     any_backbone, batch, plain_t5, distance
 ):
-    """LoRA and fusion add exact zeros to T5 on the same memory and mask; the instruction's part is summed on its own."""
+    """LoRA and fusion add exact zeros to T5 on the same memory and mask; the instruction's part is summed apart."""
     instructions, inputs, labels = batch
     plain = plain_t5(any_backbone)
 
@@ -226,8 +227,7 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(build, batch,
 
     plain, plain_calls = gradients(model, (batch, TASK_INDEX)), len(calls)
     calls.clear()
-    model.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.backbone.train()
+    checkpoint_blocks(model.backbone.model)
     saved, saved_calls = gradients(model, (batch, TASK_INDEX)), len(calls)
     handle.remove()
     # the instruction is encoded without gradient, so its pass is never run again
@@ -249,8 +249,7 @@ def test_checkpointing_keeps_two_adapters_apart(build, batch, trained, distance)
         return torch.cat([parameter.grad.flatten() for parameter in model.trained_parameters().values()])
 
     plain = both()
-    model.backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.backbone.train()
+    checkpoint_blocks(model.backbone.model)
     assert distance(both(), plain) < 1e-5
 
 

@@ -77,7 +77,7 @@ class TaskAdapter:
         holder = self.fusion or self.memory
         return len(holder.mask) if holder is not None else 0
 
-    @torch.compiler.disable  # it looks at values
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
     def route(self, task_index: Tensor | None) -> Self:
         """Returns the same adapter, told whether the examples of `task_index` [B] stand in equal runs, one a task.
 

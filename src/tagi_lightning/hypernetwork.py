@@ -23,8 +23,9 @@ class HypernetworkConfig:
 
     enabled: bool = True
     """Whether LoRA is generated; without it, fusion and memory stay (the paper's "w/o hypernetwork")."""
-    generator: Literal["shared", "paper"] = "shared"
-    """shared: one network with learned site embeddings; paper: one MLP per attention module (eq. 2)."""
+    generator: Literal["shared", "paper", "constant"] = "shared"
+    """shared: one network with learned site embeddings; paper: one MLP per attention module (eq. 2); constant: one
+    LoRA for all instructions, which is multi-task LoRA without a hypernetwork, a control."""
     pooling: Literal["mean", "last", "attention"] = "mean"
     """mean: masked mean of the instruction states; last: the last token's; attention: weighted by a learned query."""
     hidden: int = 64
@@ -143,6 +144,30 @@ class SharedGenerator(nn.Module):
         return self.groups.unstack(a_stacks), self.groups.unstack(b_stacks)
 
 
+class ConstantGenerator(nn.Module):
+    """One adapter whatever the instruction: what all tasks can be taught together, without a hypernetwork."""
+
+    def __init__(self, sites: Sequence[LoraSite], width: int, config: HypernetworkConfig, rank: int) -> None:
+        """Creates one dA and dB for each of `sites`; `width` and `config` play no part."""
+        super().__init__()
+        self.groups = SiteGroups(sites)
+        self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
+        for key, group in self.groups.groups.items():
+            self.a[key] = nn.Parameter(torch.zeros(len(group), rank, group[0].in_features))
+            self.b[key] = nn.Parameter(torch.zeros(len(group), group[0].out_features, rank))
+
+    def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns dA [T, r, in] and dB [T, out, r] by site, the same for each of T tasks."""
+        a, b = (
+            {key: stack.expand(len(pooled), *stack.shape) for key, stack in stacks.items()}
+            for stacks in (self.a, self.b)
+        )
+        return self.groups.unstack(a), self.groups.unstack(b)
+
+
+GENERATORS = {"shared": SharedGenerator, "paper": PaperGenerator, "constant": ConstantGenerator}
+
+
 class Hypernetwork(nn.Module):
     """Pooling and generator: instruction states become LoRA weights, A = A_0 + dA and B = dB."""
 
@@ -159,8 +184,7 @@ class Hypernetwork(nn.Module):
         self.lora = lora
         self.groups = SiteGroups(sites)
         self.pooling = Pooling(width, config.pooling)
-        generator = PaperGenerator if config.generator == "paper" else SharedGenerator
-        self.generator = generator(sites, width, config, lora.rank)
+        self.generator = GENERATORS[config.generator](sites, width, config, lora.rank)
         # a function of the seed: not saved, never trained
         for key, a0 in self.groups.initial_a(lora).items():
             self.register_buffer(f"a0_{key}", a0, persistent=False)

@@ -228,6 +228,9 @@ class LoraBank(nn.Module):
 
     def forward(self, adapters: Tensor | None = None) -> LoraWeights:
         """Returns the adapters with a leading K, or those numbered `adapters` [T] with a leading T."""
+        count = len(self.names)
+        if adapters is not None and len(adapters) == count and torch.equal(adapters.cpu(), torch.arange(count)):
+            adapters = None
 
         def rows(stack: Tensor) -> Tensor:
             if adapters is None:

@@ -13,6 +13,9 @@ from torch import nn
 
 from tagi_lightning.adapter import PreparedAdapter
 
+MERGED_TYPES = (torch.float32, torch.float64)
+"""Types of weights that an update is added to."""
+
 
 class WeightsLock:
     """A lock around everything that reads or changes a model's weights; a copy of the model has one of its own."""
@@ -50,11 +53,10 @@ def merge(model: nn.Module, adapter: PreparedAdapter, lock: WeightsLock) -> Iter
     lora = adapter.lora
     if lora is not None and lora.num_tasks != 1:
         raise ValueError(f"an adapter of one task can be merged, got {lora.num_tasks}")
-    weights = {
-        site: getattr(model.get_submodule(site), "weight", None) for site in (lora.a if lora is not None else {})
-    }
-    mergeable = [weight is not None and weight.dtype in (torch.float32, torch.float64) for weight in weights.values()]
-    if lora is None or not all(mergeable):
+    sites = lora.a if lora is not None else {}
+    found = {site: getattr(model.get_submodule(site), "weight", None) for site in sites}
+    weights = {site: weight for site, weight in found.items() if weight is not None and weight.dtype in MERGED_TYPES}
+    if lora is None or len(weights) < len(sites):
         yield adapter
         return
     with lock:

@@ -6,12 +6,12 @@ autograd keeps for the backward pass is added up. The same step runs on real ten
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -135,8 +135,15 @@ def estimate(stage: str, size: str, work: Workload, form: Form) -> Cost:
 
 
 def _recomputed_bytes(stage: str, size: str, work: Workload, form: Form, kept: int) -> int:
-    """Returns what a checkpointed block keeps once it is computed again: the share of two of what a plain step keeps
-    more than `kept`, one block of the encoder and one of the decoder."""
+    """Returns what one block of each stack keeps once it is computed again: its share of what checkpointing leaves out.
+
+    Args:
+        stage: The stage.
+        size: A built-in size.
+        work: What it reads.
+        form: How it runs.
+        kept: What the checkpointed step keeps.
+    """
     if not form.gradient_checkpointing or stage == "evaluate":
         return 0
     plain = StageStep(stage, size, work, replace(form, gradient_checkpointing=False))
@@ -154,22 +161,28 @@ def _run(step: StageStep) -> None:
 def measure(stage: str, size: str, work: Workload, form: Form) -> Cost:
     """Measures the cost of one batch of `stage` on this CPU, on real tensors; its time, on the second batch.
 
-    Memory is told by the process's peak, which never falls: only the first call in a process tells it right.
+    Memory is told by the process's peak, which never falls: only the first call in a process tells it right, and only
+    on Linux.
     """
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_memory()
     step = StageStep(stage, size, work, form)
     with torch.set_grad_enabled(stage != "evaluate"):
         with saved_bytes(step) as saved:
             _run(step)
         activations = saved()
         step.zero_grad()
-        # kilobytes on Linux
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        peak = _peak_memory() - before
         start = time.perf_counter()
         _run(step)
         seconds = time.perf_counter() - start
     cost = _cost(step, activations if stage != "evaluate" else step.cache_bytes(), 0)
     return replace(cost, seconds=seconds, peak_bytes=peak)
+
+
+def _peak_memory() -> int:
+    """Returns the most bytes this program has held; getrusage would tell of its parent, where that held more."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _cost(step: StageStep, activations: int, flops: int) -> Cost:

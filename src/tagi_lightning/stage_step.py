@@ -19,7 +19,7 @@ from tagi_lightning.backbones import BackboneConfig, build_backbone
 from tagi_lightning.backbones.loading import set_execution, t5_config
 from tagi_lightning.backbones.quantization import quantize_linears
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.lora import LoraBank, LoraConfig
+from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
 from tagi_lightning.losses import alignment_loss
 from tagi_lightning.model import TagiConfig, TagiModel
 
@@ -119,22 +119,22 @@ class StageStep(nn.Module):
 
     def forward(self) -> Tensor:
         """Returns the loss of one batch; of `evaluate` the logits over the references."""
-        work, index = self.work, torch.arange(self.work.tasks)
+        work = self.work
         with torch.autocast("cpu", torch.bfloat16, enabled=self.form.mixed):
             if self.model is None:
-                lora = self.bank(index) if self.bank is not None else None
-                return self._loss(self._logits(work.instruction + work.input, _Runs(lora)))
+                taught = _Runs(self._taught() if self.bank is not None else None)
+                return self._loss(self._logits(work.instruction + work.input, taught))
             adapter = _Runs(**vars(self.model.adapt(_tokens(work.tasks, work.instruction))))
             if self.stage == "align":
-                return self._alignment(adapter, index)
+                return self._alignment(adapter)
             logits = self._logits(work.input, adapter)
             if self.stage == "evaluate":
                 return logits
             if self.bank is None:
                 return self._loss(logits)
             with torch.no_grad():
-                teacher = self._logits(work.instruction + work.input, _Runs(self.bank(index)))
-            return self._loss(logits, teacher) + self._alignment(adapter, index)
+                teacher = self._logits(work.instruction + work.input, _Runs(self._taught()))
+            return self._loss(logits, teacher) + self._alignment(adapter)
 
     def _logits(self, length: int, adapter: TaskAdapter) -> Tensor:
         """Returns logits over the targets [B, O, V] for inputs of `length` tokens."""
@@ -153,10 +153,17 @@ class StageStep(nn.Module):
             loss = loss + F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
         return loss
 
-    def _alignment(self, adapter: TaskAdapter, index: Tensor) -> Tensor:
+    def _taught(self) -> LoraWeights:
+        """Returns the adapters of the batch's tasks, one teacher each where there are enough."""
         assert self.bank is not None
+        # a bank asked for all its adapters in order looks at the numbers, which have no storage here
+        whole = self.work.tasks == self.form.teachers
+        weights: LoraWeights = self.bank(None if whole else torch.arange(self.work.tasks) % self.form.teachers)
+        return weights
+
+    def _alignment(self, adapter: TaskAdapter) -> Tensor:
         assert adapter.lora is not None
-        return alignment_loss(adapter.lora, self.bank(index)).mean()
+        return alignment_loss(adapter.lora, self._taught()).mean()
 
     def temporary_bytes(self) -> int:
         """Returns the bytes of two float32 tensors [B, O, V], which pass by at the start of the backward pass."""

@@ -10,10 +10,14 @@ from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_back
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.backbones.compilation import compile_forward, has_compiler
 from tagi_lightning.backbones.loading import BackboneError, refuse_float16
-from tagi_lightning.backbones.quantization import Int8Linear
+from tagi_lightning.backbones.quantization import Int8Linear, quantize_linears
 from tagi_lightning.data.batch import IGNORE_INDEX
+from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
+from tagi_lightning.model import TagiConfig
+
+CAUSAL = TagiConfig(LoraConfig(rank=4), fusion=FusionConfig(enabled=False))
 
 RUNS, MIXED = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 0, 1, 1])
 """Examples in equal runs of one task each, whose adapters are not copied, and examples in any order."""
@@ -188,3 +192,16 @@ def test_compiled_equals_plain_at_any_length_without_compiling_again(build, toke
     parameters = list(model.trained_parameters().values())
     twice = [torch.autograd.grad(loss, parameters, retain_graph=True) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_decoder_only_models_take_checkpointing_and_int8(build_causal, tokens, trained, distance, family):
+    model, batch = trained(build_causal(family), CAUSAL), draw(tokens)
+    expected = loss_and_gradients(model, batch, MIXED)
+    checkpoint_blocks(model.backbone.model)
+    assert is_close(loss_and_gradients(model, batch, MIXED), expected, distance, 1e-6)
+    quantize_linears(model.backbone.model)
+    assert isinstance(model.backbone.model.lm_head, torch.nn.Linear)
+    rounded = loss_and_gradients(model, batch, MIXED)
+    assert rounded[0] == pytest.approx(expected[0].item(), rel=0.1)
+    assert all(gradient.isfinite().all() for gradient in rounded[1].values())

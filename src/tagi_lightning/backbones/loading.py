@@ -40,6 +40,8 @@ class BackboneConfig:
     """Hub id, folder, `smollm2-135m` (make backbone), or a size (tiny, small, ...) to build with fresh weights."""
     dtype: Dtype = "float32"
     """Type the frozen weights are stored in; trainable weights stay float32. T5 overflows in float16."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """sdpa: PyTorch's fused attention; eager: plain products, which on CPUs train faster in bfloat16."""
     quantization: Literal["int8"] | None = None
     """int8: keep the frozen linear layers in 8 bits, with one scale an output channel; null: as `dtype` says. A way
     to store the same backbone, like `dtype`: what was trained on it fits it in every form."""
@@ -118,6 +120,7 @@ def set_execution(backbone: Backbone, config: BackboneConfig) -> None:
     Raises:
         BackboneError: If there is no C++ compiler for torch.compile.
     """
+    backbone.model.set_attn_implementation(config.attention)
     if config.gradient_checkpointing:
         checkpoint_blocks(backbone.model)
     if config.compile:

@@ -64,7 +64,8 @@ def attend(
     on_memory = on_memory.view(tasks, run, groups, share * queries, tokens).transpose(1, 2)
     read = on_memory.reshape(tasks, groups, -1, tokens) @ memory[1].to(query.dtype)
     read = read.view(tasks, groups, run, share * queries, size).transpose(1, 2).reshape(batch, groups, -1, size)
-    return (read + on_own @ own[1]).reshape(batch, heads, queries, size)
+    attended: Tensor = (read + on_own @ own[1]).reshape(batch, heads, queries, size)
+    return attended
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

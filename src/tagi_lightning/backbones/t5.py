@@ -137,11 +137,12 @@ class T5Backbone(Backbone):
         """Returns generated ids without the start token [B, at most max_new_tokens], padded on the right."""
         routed = self._route(adapter, task_index)
         encoded = self._encode_inputs(inputs, routed, task_index)
-        end_ids = [self.model.config.eos_token_id, *config.stop_ids]
+        end_ids: list[Any] = [self.model.config.eos_token_id, *config.stop_ids]
         arguments = {"adapter": routed, "eos_token_id": end_ids, **config.to_kwargs()}
         if config.num_beams > 1 or config.do_sample or adapter.num_tasks > 1:
-            ids: Tensor = self.model.generate(**encoded, task_index=task_index, **arguments)  # type: ignore[misc]
-            return ids[:, 1:]
+            sequences: Any = self.model.generate(**encoded, task_index=task_index, **arguments)  # type: ignore[misc]
+            generated: Tensor = sequences[:, 1:]
+            return generated
         return self._generate_greedily(encoded, arguments, end_ids)
 
     def _generate_greedily(self, encoded: dict[str, Any], arguments: dict[str, Any], end_ids: list[int]) -> Tensor:
@@ -149,10 +150,10 @@ class T5Backbone(Backbone):
         states, mask = encoded["encoder_outputs"].last_hidden_state, encoded["attention_mask"]
         config, longest, shortest = self.model.config, arguments.pop("max_new_tokens"), arguments.pop("min_new_tokens")
         rows, done = torch.arange(len(mask), device=mask.device), 0
-        answers = mask.new_full((len(mask), longest), config.pad_token_id)
+        answers: Tensor = mask.new_full((len(mask), longest), config.pad_token_id)
         ids, cache = mask.new_full((len(mask), 1), config.decoder_start_token_id), None
         while done < longest and len(rows):
-            output = self.model.generate(  # type: ignore[misc]
+            output: Any = self.model.generate(  # type: ignore[misc]
                 encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),
                 attention_mask=mask[rows],
                 decoder_input_ids=ids,

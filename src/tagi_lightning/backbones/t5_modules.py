@@ -85,7 +85,7 @@ class AdaptedAttention(T5Attention):
         adapter: TaskAdapter | None = None,
         task_index: Tensor | None = None,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Attends to `hidden_states`, or to `key_value_states` where given, as T5Attention does.
 
         Args:
@@ -99,7 +99,7 @@ class AdaptedAttention(T5Attention):
             **kwargs: Handed to the attention function.
 
         Returns:
-            Output [B, S, d], the position bias, and the attention weights where the function gives them.
+            Output [B, S, d], the position bias where it was made, and the attention weights where they are given.
         """
         is_cross = key_value_states is not None
         seen = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
@@ -233,14 +233,10 @@ class ConditionedT5(T5ForConditionalGeneration):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, past_key_values: Cache | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Keeps the conditioning among the inputs of every decoding step."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
-        if past_key_values is not None and past_key_values.get_seq_length():
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        if (cache := inputs.get("past_key_values")) is not None and cache.get_seq_length():
             # decoding that goes on from a cache would read what the cache holds once more
             inputs["decoder_input_ids"] = inputs["decoder_input_ids"][:, -1:]
         return inputs | {"adapter": kwargs.get("adapter"), "task_index": kwargs.get("task_index")}

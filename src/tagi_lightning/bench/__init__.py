@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tagi_lightning.bench import inference
+from tagi_lightning.bench import data, inference
+from tagi_lightning.bench.distill import distillation
 from tagi_lightning.bench.measure import Result
 from tagi_lightning.bench.rank import rank_scoring
 
@@ -15,5 +16,8 @@ CASES: dict[str, Callable[[str, int], list[Result]]] = {
     "mixed_tasks": inference.mixed_tasks,
     "preparation": inference.preparation,
     "rank": rank_scoring,
+    "distill": distillation,
+    "tokenise": data.tokenise,
+    "padding": data.padding,
 }
 """Groups of cases by name: each takes the size of the models and the number of paired repeats."""

@@ -83,7 +83,7 @@ def flops(size: str, repeats: int) -> list[Result]:
                 for name, system in systems.items()
             }
             for name, compares, ratio, at_most in (
-                ("", "TAGI, no fusion / backbone on the input + one encoding", total["none"] / (plain + encoding), 1.03),
+                ("", "TAGI, no fusion / backbone on input + one encoding", total["none"] / (plain + encoding), 1.03),
                 ("_fusion", "fusion / concatenated", (total["full"] - total["none"]) / concatenated, 0.09),
                 ("_quarter", "fusion of d/4 / concatenated", (total["quarter"] - total["none"]) / concatenated, 0.025),
                 ("_tagi", "TAGI / concatenated", total["full"] / concatenated, None),

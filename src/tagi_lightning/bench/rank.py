@@ -42,7 +42,7 @@ def rank_scoring(size: str, repeats: int) -> list[Result]:
             torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[::step], ignore_index=IGNORE_INDEX)
 
         def encoder(inputs: Tokens = inputs) -> None:
-            model.encode(inputs)
+            model.read(inputs)
 
         times = in_turn([shared, one_choice, encoder], repeats)
         ratios = []

@@ -116,6 +116,7 @@ class Distillation(TagiStage):
         self.loss_config = loss
         self.alignment = alignment
         self.teachers = teachers
+        self.teacher_cache: TeacherCache | None = None
         if not self.aligns:  # nothing of an ablation of alignment has passed through align
             self.previous = ("pretrain",)
 
@@ -131,7 +132,6 @@ class Distillation(TagiStage):
         if self.teachers != "none" and (self.aligns or self.loss_config.lambda1):
             self.bank = load_run_teachers(self.run, self.teachers, self.backbone, self.tagi_config.lora)
             check_categories(self.bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
-        self.teacher_cache = None
         if self.loss_config.teacher_cache.enabled and self.loss_config.lambda1:
             self.teacher_cache = self.open_teacher_cache()
             self.teacher_digests = adapter_digests(self.bank()) if self.bank is not None else []

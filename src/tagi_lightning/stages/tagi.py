@@ -55,6 +55,7 @@ class TagiStage(Stage):
         self.generation = generation
         self.init_from = init_from
         self.instruction_cache_mb = instruction_cache_mb
+        self.instruction_cache: InstructionStatesCache | None = None
         self.passed_stages: tuple[str, ...] = ()
         self.validation_rows: list[Prediction] = []
 
@@ -68,8 +69,8 @@ class TagiStage(Stage):
             check_backbone(source, config, self.backbone)
             load_tagi_weights(self.model, tensors, str(source))
             self.passed_stages = tuple(config["stages"])
-        size = self.instruction_cache_mb * 2**20
-        self.instruction_cache = InstructionStatesCache(self.model, size) if size else None
+        if self.instruction_cache_mb:
+            self.instruction_cache = InstructionStatesCache(self.model, self.instruction_cache_mb * 2**20)
 
     def read_instructions(self, instruction: Tokens) -> InstructionStates:
         """Returns the frozen backbone's states over instructions [T, I], from the cache where there is one."""
