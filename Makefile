@@ -51,7 +51,7 @@ help: ## list the commands and their variables
 	@echo "  TASKSET=$(TASKSET)   synthetic, sni, p3 or custom"
 	@echo "  DATA=$(DATA)   data folder"
 	@echo "  SETTING=$(SETTING)   def or def+2pos: what an instruction shows"
-	@echo "  SIZE=$(SIZE)   tiny, small, base, large, xl or xxl"
+	@echo "  SIZE=$(SIZE)   tiny, small, base, large, xl, xxl or smollm2-135m"
 	@echo "  BACKBONE=$(BACKBONE)   hub id, folder, or smollm2-135m (make backbone), instead of SIZE's own"
 	@echo "  TOKENIZER=$(TOKENIZER)   tokenizer folder or hub id, where the backbone brings none"
 	@echo "  CORPORA=$(CORPORA)   files or folders of plain text for pretraining"

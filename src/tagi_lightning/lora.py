@@ -236,7 +236,7 @@ class LoraBank(nn.Module):
             if adapters is None:
                 return stack
             # embedding's backward adds to the bank's gradient in place; that of indexing makes it twice
-            return F.embedding(adapters, stack.flatten(1)).unflatten(1, stack.shape[1:])
+            return F.embedding(adapters, stack.flatten(1)).view(-1, *stack.shape[1:])
 
         return LoraWeights(
             self.groups.unstack({key: rows(stack) for key, stack in self.a.items()}),

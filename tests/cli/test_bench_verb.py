@@ -19,7 +19,7 @@ def test_the_benchmark_writes_its_figures_with_the_machine(tmp_path, capsys, mon
 
 def test_an_unknown_case_is_refused(capsys):
     assert main(["bench", "--cases", "[speed]"]) == 1
-    assert "choose from rank" in capsys.readouterr().err
+    assert "choose from flops" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--case", "[rank]"], ["--repeats", "many"]])

@@ -38,7 +38,8 @@ def test_losses_rates_and_norms_of_every_step_are_there_and_finite(chain, stage)
     [rate] = [tag for tag in tags if tag.startswith("lr-")]
     assert EXPECTED[stage] | {"train/loss"} | PERFORMANCE <= tags
     for tag in EXPECTED[stage] | {"train/loss", rate}:
-        assert len(found.Scalars(tag)) == STEPS, tag
+        # Lightning logs the rate of an optimizer without a scheduler once more, at the start
+        assert len(found.Scalars(tag)) == STEPS + (tag == "lr-BankAdamW"), tag
         assert all(math.isfinite(value) for value in values(found, tag)), tag
 
 

@@ -8,6 +8,7 @@ from tagi_lightning.bench import data, inference
 from tagi_lightning.bench.distill import distillation
 from tagi_lightning.bench.measure import Result
 from tagi_lightning.bench.rank import rank_scoring
+from tagi_lightning.bench.teachers import teachers_together
 
 CASES: dict[str, Callable[[str, int], list[Result]]] = {
     "flops": inference.flops,
@@ -16,6 +17,7 @@ CASES: dict[str, Callable[[str, int], list[Result]]] = {
     "mixed_tasks": inference.mixed_tasks,
     "preparation": inference.preparation,
     "rank": rank_scoring,
+    "teachers": teachers_together,
     "distill": distillation,
     "tokenise": data.tokenise,
     "padding": data.padding,

@@ -61,11 +61,12 @@ class Together:
 
 def plain_model(model: Backbone) -> T5ForConditionalGeneration:
     """Returns transformers' own T5 with the weights of `model`, frozen."""
-    plain = T5ForConditionalGeneration(copy.deepcopy(model.model.config))  # type: ignore[arg-type]
+    plain: Any = T5ForConditionalGeneration(copy.deepcopy(model.model.config))  # type: ignore[arg-type]
     # the configuration class ties every T5; an output layer of its own makes room for untied weights
     plain.lm_head.weight = nn.Parameter(torch.empty_like(plain.lm_head.weight))
     plain.load_state_dict(model.model.state_dict())
-    return plain.requires_grad_(False).eval()
+    plain.requires_grad_(False)
+    return plain.eval()  # type: ignore[no-any-return]
 
 
 class InTurn:
@@ -79,10 +80,10 @@ class InTurn:
         settings = PeftConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=list(config.targets))
         self.runs = []
         for _ in range(TEACHERS):
-            run = get_peft_model(copy.deepcopy(plain, dict(frozen)), settings)
+            run: Any = get_peft_model(copy.deepcopy(plain, dict(frozen)), settings)
             with torch.no_grad():
                 for site in model.sites(config):
-                    layer: Any = run.base_model.model.get_submodule(site.name)
+                    layer = run.base_model.model.get_submodule(site.name)
                     layer.lora_A["default"].weight.copy_(initial_a(site, config))
             trained = [parameter for parameter in run.parameters() if parameter.requires_grad]
             self.runs.append((run, trained, torch.optim.AdamW(trained, RATE, weight_decay=0.0, fused=True)))
