@@ -75,6 +75,7 @@ class PaperGenerator(nn.Module):
         """Creates one network per attention module among `sites`, for pooled vectors of `width`."""
         super().__init__()
         self.rank = rank
+        self.groups = SiteGroups(sites)
         modules: dict[str, list[LoraSite]] = defaultdict(list)
         for site in sites:
             modules[site.name.rpartition(".")[0]].append(site)
@@ -90,7 +91,7 @@ class PaperGenerator(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns dA [T, r, in] and dB [T, out, r] by site for pooled instructions [T, d]."""
+        """Returns dA [T, N, r, in] and dB [T, N, out, r] of the N sites of each shape for pooled vectors [T, d]."""
         a, b = {}, {}
         for mlp, group in zip(self.mlps, self.sites, strict=True):
             for place, site in enumerate(group):
@@ -100,7 +101,7 @@ class PaperGenerator(nn.Module):
                 )
                 a[site.name] = flat_a.unflatten(-1, (self.rank, site.in_features))
                 b[site.name] = flat_b.unflatten(-1, (site.out_features, self.rank))
-        return a, b
+        return self.groups.stack(a), self.groups.stack(b)
 
 
 class SharedGenerator(nn.Module):
@@ -129,9 +130,9 @@ class SharedGenerator(nn.Module):
         )
 
     def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns dA [T, r, in] and dB [T, out, r] by site for pooled instructions [T, d]."""
+        """Returns dA [T, N, r, in] and dB [T, N, out, r] of the N sites of each shape for pooled vectors [T, d]."""
         hidden = self.input(self.norm(pooled))
-        a_stacks, b_stacks = {}, {}
+        a, b = {}, {}
         for key, group in self.groups.groups.items():
             in_features, out_features = group[0].in_features, group[0].out_features
             features = torch.relu(hidden[:, None] + self.embeddings[key])
@@ -139,9 +140,9 @@ class SharedGenerator(nn.Module):
             flat_a, flat_b = self.heads[key](features).split(
                 [self.rank * in_features, self.rank * out_features], dim=-1
             )
-            a_stacks[key] = flat_a.unflatten(-1, (self.rank, in_features))
-            b_stacks[key] = flat_b.unflatten(-1, (out_features, self.rank))
-        return self.groups.unstack(a_stacks), self.groups.unstack(b_stacks)
+            a[key] = flat_a.unflatten(-1, (self.rank, in_features))
+            b[key] = flat_b.unflatten(-1, (out_features, self.rank))
+        return a, b
 
 
 class ConstantGenerator(nn.Module):
@@ -157,12 +158,12 @@ class ConstantGenerator(nn.Module):
             self.b[key] = nn.Parameter(torch.zeros(len(group), group[0].out_features, rank))
 
     def forward(self, pooled: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns dA [T, r, in] and dB [T, out, r] by site, the same for each of T tasks."""
+        """Returns dA [T, N, r, in] and dB [T, N, out, r] of the N sites of each shape, the same for each of T tasks."""
         a, b = (
             {key: stack.expand(len(pooled), *stack.shape) for key, stack in stacks.items()}
             for stacks in (self.a, self.b)
         )
-        return self.groups.unstack(a), self.groups.unstack(b)
+        return a, b
 
 
 GENERATORS = {"shared": SharedGenerator, "paper": PaperGenerator, "constant": ConstantGenerator}
@@ -193,10 +194,9 @@ class Hypernetwork(nn.Module):
         """Generates LoRA weights for T tasks from their instruction states [T, I, d] and mask [T, I]."""
         pooled = self.pooling(states.to(next(self.parameters()).dtype), mask)
         delta_a, delta_b = self.generator(pooled)
-        a0 = self.groups.unstack({key: getattr(self, f"a0_{key}")[None] for key in self.groups.groups})
         return LoraWeights(
-            {site: a0[site] + delta for site, delta in delta_a.items()},
-            dict(delta_b),
+            self.groups.unstack({key: getattr(self, f"a0_{key}") + delta for key, delta in delta_a.items()}),
+            self.groups.unstack(delta_b),
             self.lora.scale,
             self.lora.dropout if self.training else 0.0,
         )

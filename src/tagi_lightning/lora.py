@@ -181,6 +181,10 @@ class SiteGroups:
             for in_features, out_features in shapes
         }
 
+    def stack(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Stacks one tensor a site [T, ...] by group [T, N, ...]; the inverse of `unstack`."""
+        return {key: torch.stack([tensors[site.name] for site in group], 1) for key, group in self.groups.items()}
+
     def unstack(self, stacks: dict[str, Tensor]) -> dict[str, Tensor]:
         """Splits group stacks [T, N, ...] into one tensor a site [T, ...]."""
         tensors = {}

@@ -74,6 +74,15 @@ def test_decoding_in_stretches_gives_what_one_stretch_gives(any_backbone, inputs
     assert torch.equal(any_backbone.generate(inputs, NOTHING, TASK_INDEX, config), expected)
 
 
+@torch.no_grad()
+def test_few_and_many_rows_of_a_task_are_answered_alike(backbone, trained, tokens, monkeypatch):
+    model, config = trained(backbone), GenerationConfig(max_new_tokens=6)
+    inputs, adapter = tokens([4, 7, 5]), model.prepare(tokens([6]))
+    few = model.generate(inputs, adapter, torch.zeros(3, dtype=torch.long), config)
+    monkeypatch.setattr(t5, "FEW", 0)
+    assert torch.equal(model.generate(inputs, adapter, torch.zeros(3, dtype=torch.long), config), few)
+
+
 def test_names_and_shapes_of_the_weights_stay_hugging_faces(any_backbone):
     found = {name: tensor.shape for name, tensor in any_backbone.model.state_dict().items()}
     plain = T5ForConditionalGeneration(copy.deepcopy(any_backbone.model.config))

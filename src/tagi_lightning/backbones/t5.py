@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,9 @@ from tagi_lightning.losses import sequence_log_likelihood
 
 STACKS = ("encoder_self", "decoder_self", "decoder_cross")
 """Kinds of attention in T5, in the order of the sites."""
+
+FEW = 4
+"""Rows of one task up to which decoding keeps the instruction's keys and values beside each row's own."""
 
 STRETCH = 16
 """Tokens decoded greedily before rows that have ended leave the batch."""
@@ -143,15 +147,53 @@ class T5Backbone(Backbone):
             sequences: Any = self.model.generate(**encoded, task_index=task_index, **arguments)  # type: ignore[misc]
             generated: Tensor = sequences[:, 1:]
             return generated
-        return self._generate_greedily(encoded, arguments, end_ids)
+        cache = None
+        if routed.memory is not None and len(inputs) <= FEW:
+            cache, encoded = self._with_memory(encoded, routed, task_index)
+            arguments["adapter"] = replace(routed, memory=None)
+        return self._generate_greedily(encoded, cache, arguments, end_ids)
 
-    def _generate_greedily(self, encoded: dict[str, Any], arguments: dict[str, Any], end_ids: list[int]) -> Tensor:
+    def _with_memory(
+        self, encoded: dict[str, Any], adapter: TaskAdapter, task_index: Tensor
+    ) -> tuple[EncoderDecoderCache, dict[str, Any]]:
+        """Copies the one task's instruction in front of each input: for few rows cheaper than attending to it apart."""
+        assert adapter.memory is not None
+        states = encoded["encoder_outputs"].last_hidden_state
+        pairs = []
+        for layer, before in zip(self._cross_attentions(), adapter.memory.keys_values, strict=True):
+            own = layer.keys_values(states, adapter, task_index)
+            pairs.append(
+                [torch.cat([x.expand(len(y), -1, -1, -1), y], dim=2) for x, y in zip(before, own, strict=True)]
+            )
+        mask = torch.cat([adapter.memory.mask.expand(len(states), -1), encoded["attention_mask"]], dim=1)
+        return self._cross_cache(pairs), self._stand_in(states, mask)
+
+    def _cross_cache(self, pairs: Sequence[Sequence[Tensor]]) -> EncoderDecoderCache:
+        """Returns a cache that holds the cross keys and values of every layer."""
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        for layer, (keys, values) in zip(self._cross_attentions(), pairs, strict=True):
+            cache.cross_attention_cache.update(keys, values, layer.layer_idx)
+            cache.is_updated[layer.layer_idx] = True
+        return cache
+
+    def _stand_in(self, states: Tensor, mask: Tensor) -> dict[str, Any]:
+        """Returns arguments for a decoder whose cache holds all it reads; of the states only the shape is read."""
+        shape = states[:1, :1].expand(*mask.shape, -1)
+        return {"encoder_outputs": BaseModelOutput(last_hidden_state=shape), "attention_mask": mask}
+
+    def _generate_greedily(
+        self,
+        encoded: dict[str, Any],
+        cache: EncoderDecoderCache | None,
+        arguments: dict[str, Any],
+        end_ids: list[Any],
+    ) -> Tensor:
         """Decodes some tokens at a time and goes on with the rows that have not ended [B, at most max_new_tokens]."""
         states, mask = encoded["encoder_outputs"].last_hidden_state, encoded["attention_mask"]
         config, longest, shortest = self.model.config, arguments.pop("max_new_tokens"), arguments.pop("min_new_tokens")
         rows, done = torch.arange(len(mask), device=mask.device), 0
         answers: Tensor = mask.new_full((len(mask), longest), config.pad_token_id)
-        ids, cache = mask.new_full((len(mask), 1), config.decoder_start_token_id), None
+        ids = mask.new_full((len(mask), 1), config.decoder_start_token_id)
         while done < longest and len(rows):
             output: Any = self.model.generate(  # type: ignore[misc]
                 encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),
@@ -182,18 +224,14 @@ class T5Backbone(Backbone):
         prepared = self.prepare(adapter)
         adapter = self._route(prepared, task_index)
         states = self._encode_inputs(inputs, adapter, task_index)["encoder_outputs"].last_hidden_state
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        for layer in self._cross_attentions():
-            keys, values = layer.keys_values(states, adapter, task_index)
-            cache.cross_attention_cache.update(keys[choice_index], values[choice_index], layer.layer_idx)
-            cache.is_updated[layer.layer_idx] = True
-        tasks, mask = task_index[choice_index], inputs.mask[choice_index]
-        # the cache stands in for the states; only their shape is read again
-        shape = states[:1, :1].expand(*mask.shape, -1)
+        pairs = [
+            [part[choice_index] for part in layer.keys_values(states, adapter, task_index)]
+            for layer in self._cross_attentions()
+        ]
+        tasks = task_index[choice_index]
         output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=shape),
-            attention_mask=mask,
-            past_key_values=cache,
+            **self._stand_in(states, inputs.mask[choice_index]),
+            past_key_values=self._cross_cache(pairs),
             decoder_input_ids=self.model._shift_right(choices),
             adapter=self._route(prepared, tasks),
             task_index=tasks,
