@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from tagi_lightning.backbones import Backbone
+from tagi_lightning.backbones.compilation import compile_forward, has_compiler
 from tagi_lightning.bank_optimizer import BankAdamW
 from tagi_lightning.bench.measure import Result, in_turn, summarize
 from tagi_lightning.bench.shapes import OUTPUT, backbone, random_tokens
@@ -100,14 +101,25 @@ class InTurn:
 
 
 def teachers_together(size: str, repeats: int) -> list[Result]:
-    """Forward, backward, clipping and AdamW of sixteen teachers, together and as PEFT runs in turn."""
+    """Forward, backward, clipping and AdamW of sixteen teachers, together and as PEFT runs in turn.
+
+    Where there is a C++ compiler the bank also runs on a compiled backbone (`backbone.compile`).
+    """
     model, results = backbone(size), []
+    models = {"": model}
+    if has_compiler():
+        models["_compiled"] = backbone(size)
+        compile_forward(models["_compiled"])
     for name, (each, length, at_most) in CASES.items():
         prompt = random_tokens(TEACHERS * each, length, model.vocabulary_size, seed=0)
         examples = prompt, random_tokens(TEACHERS * each, OUTPUT, model.vocabulary_size, seed=1).ids
-        times = in_turn([Together(model, examples, each).step, InTurn(model, examples, each).step], repeats)
-        parts = {part: median(row[place] for row in times) for place, part in enumerate(("together", "in_turn"))}
-        compares = f"{TEACHERS} teachers, {each} x {length} tokens each: a bank / PEFT runs in turn"
-        ratios = [ours / theirs for ours, theirs in times]
-        results.append(summarize(name, compares, ratios, at_most, size=size, seconds=parts))
+        banks = [Together(each_model, examples, each).step for each_model in models.values()]
+        times = in_turn([*banks, InTurn(model, examples, each).step], repeats)
+        for place, suffix in enumerate(models):
+            parts = {"together": median(row[place] for row in times), "in_turn": median(row[-1] for row in times)}
+            compares = (
+                f"{TEACHERS} teachers, {each} x {length} tokens each: a bank{suffix.replace('_', ', ')} / PEFT in turn"
+            )
+            ratios = [row[place] / row[-1] for row in times]
+            results.append(summarize(name + suffix, compares, ratios, at_most, size=size, seconds=parts))
     return results
