@@ -30,6 +30,9 @@ $(call known,TRAINER,$(call names,trainers))
 $(call known,SETTING,def def+2pos)
 $(if $(shell echo '$(SEED)' | grep -xE '[0-9]+'),,$(error SEED=$(SEED) is not a whole number))
 
+# TAGI-LoRA on a pretrained decoder-only model starts from fresh weights and has no teachers
+CHAIN := $(if $(filter smollm2-135m,$(SIZE)),distill evaluate,$(if $(filter tiny,$(SIZE)),$(if $(BACKBONE),,pretrain-backbone)) teachers pretrain align distill evaluate)
+
 # what a stage reads: tasks, plain text, or the backbone's mixture
 source_pretrain-backbone := -backbone
 source_pretrain := -text
@@ -86,7 +89,7 @@ evaluate: install ## decode and score the test tasks with TAGI and its controls
 	$(TAGI) evaluate $(call configs,evaluate) $(options) $(ARGS)
 
 all: ## the whole chain: every stage, then evaluate
-	@for stage in $(if $(filter tiny,$(SIZE)),$(if $(BACKBONE),,pretrain-backbone)) teachers pretrain align distill evaluate; do \
+	@for stage in $(CHAIN); do \
 	  $(MAKE) --no-print-directory $$stage || exit $$?; done
 
 demo: install ## see it all work on synthetic tasks: about ten minutes on two cores

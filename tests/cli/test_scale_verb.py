@@ -7,7 +7,8 @@ from tagi_lightning.stage_step import STAGES, Form, Workload
 
 def test_the_table_has_a_row_for_every_stage(capsys):
     assert tagi(["scale", "--size", "tiny", "--devices", "4", "--strategy", "fsdp"]) == 0
-    header, _, *rows = capsys.readouterr().out.splitlines()
+    title, header, _, *rows = capsys.readouterr().out.splitlines()
+    assert title.startswith("T5 tiny on 4 GPU(s), fsdp")
     assert header.startswith("| stage | trained M |")
     assert [row.split(" | ")[0] for row in rows] == [f"| {stage}" for stage in STAGES]
     assert all(row.count("|") == header.count("|") for row in rows)

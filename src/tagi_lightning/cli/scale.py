@@ -85,7 +85,7 @@ def scale(
     """Print what each stage needs at a size, told from shapes: nothing is computed, no weight is made.
 
     Args:
-        size: Built-in size: tiny, small, base, large, xl or xxl.
+        size: Built-in T5 size: tiny, small, base, large, xl or xxl.
         devices: Number of GPUs; they share each batch.
         strategy: How they share the model.
         setting: What an instruction shows, def or def+2pos.
@@ -107,6 +107,8 @@ def scale(
     form = Form(dtype, quantization, mixed=precision == "bf16-mixed", teachers=teachers)
     works = workloads(folder, size, setting)
     if not markdown:
+        stored = f"frozen weights in {quantization or dtype}, {precision}, {teachers} teachers"
+        print(f"T5 {size} on {devices} GPU(s), {strategy}: {stored}; GiB a GPU")
         print(stage_table(works, size, form, strategy, devices, tflops))
         return
     tables = []

@@ -110,6 +110,7 @@ class Stage(L.LightningModule):
             is_half = str(self.trainer.precision).startswith("16")
             refuse_float16(self.backbone, is_half, "--trainer.precision=bf16-mixed")
             self.check_prompts()
+            self.check_tokenizer()
             self._built = True
 
     def check_trainer(self) -> None:
@@ -143,6 +144,20 @@ class Stage(L.LightningModule):
             raise ValueError(
                 f"prompt={prompt} does not go with backbone {self.backbone.name}, a "
                 f"{self.backbone.model.config.model_type} model: set --data.init_args.prompt={allowed}"
+            )
+
+    def check_tokenizer(self) -> None:
+        """Refuses a tokenizer whose vocabulary is not the backbone's.
+
+        Raises:
+            ValueError: If their sizes say so.
+        """
+        known, needed = len(self.tokenizer), self.backbone.vocabulary_size
+        # models pad their vocabularies a little beyond their tokenizers
+        if not 0.9 * needed <= known <= needed:
+            raise ValueError(
+                f"the tokenizer {self.tokenizer.name_or_path} has {known} tokens and backbone {self.backbone.name} "
+                f"{needed}: its ids mean something else there; give the backbone's own: TOKENIZER={self.backbone.name}"
             )
 
     @abstractmethod
