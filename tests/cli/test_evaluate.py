@@ -150,3 +150,12 @@ def test_results_of_other_options_or_weights_are_not_shown_as_todays(chain, task
     assert tagi(arguments) == 1
     assert "the hypernetwork was trained on since" in capsys.readouterr().err
     assert tagi([*arguments, "--overwrite=true"]) == 0
+
+
+def test_other_prompts_than_in_training_are_refused_and_another_precision_is_told(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone", "distill")
+    arguments = command("evaluate", tmp_path / "run", task_set, systems("tagi"))
+    assert tagi([*arguments, "--data.init_args.prompt=causal"]) == 1
+    assert "was trained with other prompts" in capsys.readouterr().err
+    assert tagi([*arguments, "--backbone.dtype=bfloat16"]) == 0
+    assert "trained otherwise: backbone.dtype 'float32' there, 'bfloat16' here" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
-from tagi_lightning.cli.runs import RunFolderError, differences, environment
+from tagi_lightning.cli.runs import RunFolderError, differences, environment, flatten
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.flops import token_formula
@@ -23,6 +23,10 @@ from tagi_lightning.predictions import Prediction, write_metrics, write_predicti
 from tagi_lightning.stages.evaluate import Evaluation
 
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
+
+PROMPT = "data.init_args.prompt"
+COMPARED = (PROMPT, "data.init_args.setting", "backbone.dtype", "backbone.quantization")
+"""Options whose difference between training and evaluation is told; of prompts it is an error."""
 
 
 class EvaluateCLI(TagiCLI):
@@ -77,6 +81,7 @@ class Evaluator:
             raise ValueError(
                 "there is no test task to evaluate on; a custom set needs several tasks, or rows with split"
             )
+        self.check_training()
         for name in self.stage.systems:
             target = self.folder / name
             if (target / METRICS).is_file() and not self.cli.config.overwrite:
@@ -100,6 +105,27 @@ class Evaluator:
         print(comparison_table(evaluations))
         if lines := benchmark_lines(evaluations):
             print(f"\n{lines}")
+
+    def check_training(self) -> None:
+        """Compares the present options with those that the hypernetwork was trained with, where its run tells them.
+
+        Raises:
+            RunFolderError: If prompts are made otherwise than in training.
+        """
+        record = self.stage.weights.parent / "config.yaml"
+        uses = any(SYSTEMS[name].adapter == "generated" for name in self.stage.systems if name in SYSTEMS)
+        if not uses or not record.is_file():
+            return
+        trained = dict(flatten(yaml.safe_load(record.read_text(encoding="utf-8"))))
+        present = dict(flatten(plain(self.cli.config, self.cli.parser)))
+        differing = [key for key in COMPARED if trained.get(key, present.get(key)) != present.get(key)]
+        told = [f"{key} {trained[key]!r} there, {present.get(key)!r} here" for key in differing]
+        if PROMPT in differing:
+            raise RunFolderError(
+                f"{record.parent} was trained with other prompts: {'; '.join(told)}; give --{PROMPT}={trained[PROMPT]}"
+            )
+        if told:
+            print(f"evaluate: {record.parent} was trained otherwise: {'; '.join(told)}", flush=True)
 
     def check_current(self, name: str, target: Path) -> None:
         """Refuses results that other options, weights or another backbone gave.
