@@ -252,3 +252,14 @@ def test_the_digest_follows_every_weight(build):
     with torch.no_grad():
         backbone.model.decoder.block[1].layer[2].DenseReluDense.wo.weight[3, 5] += 1e-3
     assert backbone.digest() != before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("few", [0, 4])
+def test_a_prepared_adapter_of_another_type_answers(backbone, trained, tokens, monkeypatch, few):
+    monkeypatch.setattr(t5, "FEW", few)
+    model, stored = trained(copy.deepcopy(backbone).bfloat16()), torch.float32
+    answers = model.generate(
+        tokens([4, 7]), model.prepare(tokens([6]), stored), torch.zeros(2, dtype=torch.long), GenerationConfig(4)
+    )
+    assert answers.shape[0] == 2

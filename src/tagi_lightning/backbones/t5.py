@@ -162,9 +162,8 @@ class T5Backbone(Backbone):
         pairs = []
         for layer, before in zip(self._cross_attentions(), adapter.memory.keys_values, strict=True):
             own = layer.keys_values(states, adapter, task_index)
-            pairs.append(
-                [torch.cat([x.expand(len(y), -1, -1, -1), y], dim=2) for x, y in zip(before, own, strict=True)]
-            )
+            both = zip(before, own, strict=True)
+            pairs.append([torch.cat([x.to(y.dtype).expand(len(y), -1, -1, -1), y], dim=2) for x, y in both])
         mask = torch.cat([adapter.memory.mask.expand(len(states), -1), encoded["attention_mask"]], dim=1)
         return self._cross_cache(pairs), self._stand_in(states, mask)
 

@@ -146,7 +146,7 @@ class AdaptedAttention(T5Attention):
         """Attends to [I ; input], the instruction's keys and values being those of `memory`."""
         own_keys, own_values = memory.keys_values[self.layer_idx]
         if not torch.is_grad_enabled():
-            # one run a task, or one "task" an example: see T5Backbone._routed
+            # one run a task, or one "task" an example: see T5Backbone._route
             attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
             return attended.transpose(1, 2), None
         # in training the fused kernels save less for the backward pass than scores and weights would take
