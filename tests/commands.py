@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tagi_lightning.cli import main
+from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.data.p3.lists import test_datasets, train_datasets
 from tagi_lightning.data.synthetic import SyntheticConfig, write_synthetic
 
@@ -77,6 +78,18 @@ def command(stage, run, data, *options, **variables):
     extra = overlay.get(stage, [f"--config={data.with_name('tasks.yaml')}"])
     [arguments] = tagi_commands(stage, RUN=run, DATA=data, **variables)
     return [*arguments, *extra, *options]
+
+
+def built_stage(stage, run, task_set, monkeypatch, *options):
+    """Returns a stage as training would start it, and its first batch."""
+    cli = FitCLI([str(word) for word in command(stage, run, task_set, "--trainer.logger=false", *options)][1:])
+    cli.model.trainer = cli.trainer
+    cli.trainer.datamodule = cli.datamodule
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    cli.model.configure_model()
+    monkeypatch.setattr(cli.model, "log", lambda *args, **kwargs: None)
+    return cli.model, next(iter(cli.datamodule.train_dataloader()))
 
 
 def copy_stages(chain, run, *stages):

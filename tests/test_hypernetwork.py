@@ -5,12 +5,14 @@ import torch
 
 from tagi_lightning.backbones import build_backbone
 from tagi_lightning.backbones.loading import t5_config
-from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig, PaperGenerator, Pooling, SharedGenerator
+from tagi_lightning.generators import PaperGenerator, SharedGenerator
+from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from tagi_lightning.lora import LoraBank, LoraConfig, initial_a
 from tagi_lightning.losses import alignment_loss
 
 LORA = LoraConfig(rank=4)
-KINDS = [(generator, pooling) for generator in ("paper", "shared") for pooling in ("mean", "last", "attention")]
+POOLINGS = ("mean", "last", "attention", "mean+attention")
+KINDS = [*((generator, pooling) for generator in ("paper", "shared") for pooling in POOLINGS), ("attention", "mean")]
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +36,11 @@ def make(backbone, generator="shared", pooling="mean", moved=True, lora=LORA, **
     return hypernetwork.eval()
 
 
-def test_mean_pooling_averages_tokens_and_ignores_padding(states, mask, distance):
-    pooled = Pooling(32, "mean")(states.masked_fill(mask[..., None] == 0, 1e6), mask)
-    expected = torch.stack([states[0].mean(0), states[1, :2].mean(0), states[2, :4].mean(0)])
-    assert distance(pooled, expected) < 1e-6
-
-
-def test_attention_pooling_starts_as_the_mean_and_ignores_padding(states, mask, distance):
-    pooling = Pooling(32, "attention")
-    assert distance(pooling(states, mask), Pooling(32, "mean")(states, mask)) < 1e-6
-    torch.nn.init.normal_(pooling.query)
-    weights = (states[1, :2] @ pooling.query / 32**0.5).softmax(0)
-    poisoned = states.masked_fill(mask[..., None] == 0, 1e3)
-    assert distance(pooling(poisoned, mask)[1], (weights[:, None] * states[1, :2]).sum(0)) < 1e-5
-
-
-def test_the_last_tokens_state_is_that_of_the_last_that_is_no_padding(states, mask):
-    assert torch.equal(Pooling(32, "last")(states, mask), torch.stack([states[0, 5], states[1, 1], states[2, 3]]))
-
-
-@pytest.mark.parametrize("generator", ["paper", "shared", "constant"])
+@pytest.mark.parametrize("generator", ["paper", "shared", "attention", "constant"])
 @pytest.mark.parametrize("targets", [("q", "v"), ("k", "o"), ("q", "k", "v", "o"), ("o",)])
 def test_every_site_gets_factors_of_its_shape(any_backbone, states, mask, generator, targets):
     lora = replace(LORA, targets=targets)
-    weights = make(any_backbone, generator, lora=lora)(states, mask)
+    weights = make(any_backbone, generator, lora=lora)(states, mask).lora
     sites = any_backbone.sites(lora)
     assert list(weights.a) == [site.name for site in sites]
     for site in sites:
@@ -67,7 +50,7 @@ def test_every_site_gets_factors_of_its_shape(any_backbone, states, mask, genera
 
 @pytest.mark.parametrize(("generator", "pooling"), KINDS)
 def test_a_fresh_generator_emits_the_banks_own_start(backbone, states, mask, generator, pooling):
-    weights = make(backbone, generator, pooling, moved=False)(states, mask)
+    weights = make(backbone, generator, pooling, moved=False)(states, mask).lora
     taught = LoraBank(backbone.sites(LORA), LORA, ["one"])()
     for site in backbone.sites(LORA):
         assert torch.equal(weights.a[site.name], initial_a(site, LORA).expand(3, -1, -1))
@@ -78,26 +61,26 @@ def test_a_fresh_generator_emits_the_banks_own_start(backbone, states, mask, gen
 @pytest.mark.parametrize(("generator", "pooling"), KINDS)
 def test_an_adapter_depends_neither_on_its_batch_nor_on_padding(backbone, states, mask, generator, pooling, distance):
     hypernetwork = make(backbone, generator, pooling)
-    together = hypernetwork(states.masked_fill(mask[..., None] == 0, 50.0), mask)
+    together = hypernetwork(states.masked_fill(mask[..., None] == 0, 50.0), mask).lora
     for task in range(3):
         length = int(mask[task].sum())
-        alone = hypernetwork(states[task : task + 1, :length], mask[task : task + 1, :length])
+        alone = hypernetwork(states[task : task + 1, :length], mask[task : task + 1, :length]).lora
         for site in alone.a:
             assert distance(together.a[site][task], alone.a[site][0]) < 1e-5
             assert distance(together.b[site][task], alone.b[site][0]) < 1e-5
 
 
-@pytest.mark.parametrize("generator", ["paper", "shared"])
+@pytest.mark.parametrize("generator", ["paper", "shared", "attention"])
 def test_sites_of_one_shape_get_different_updates(backbone, states, mask, generator):
-    weights = make(backbone, generator)(states, mask)
+    weights = make(backbone, generator)(states, mask).lora
     sites = backbone.sites(LORA)
     updates = [weights.b[site.name][0] for site in sites]
     assert all(not torch.allclose(updates[0], other) for other in updates[1:])
 
 
 def test_a_constant_generator_gives_every_instruction_one_adapter_and_starts_at_the_banks(backbone, states, mask):
-    moved = make(backbone, "constant")(states, mask)
-    fresh = make(backbone, "constant", moved=False)(states, mask)
+    moved = make(backbone, "constant")(states, mask).lora
+    fresh = make(backbone, "constant", moved=False)(states, mask).lora
     for site in backbone.sites(LORA):
         assert torch.equal(fresh.a[site.name], initial_a(site, LORA).expand(3, -1, -1))
         assert moved.delta(site.name).abs().max() > 0
@@ -110,13 +93,13 @@ def test_a0_is_neither_saved_nor_trained(backbone):
     assert not any(name.startswith("a0") for name, _ in hypernetwork.named_parameters())
 
 
-@pytest.mark.parametrize("generator", ["paper", "shared"])
+@pytest.mark.parametrize("generator", ["paper", "shared", "attention"])
 def test_dropout_acts_in_training_mode_only(backbone, states, mask, generator):
     hypernetwork = make(backbone, generator, dropout=0.5)
     site = backbone.sites(LORA)[0].name
-    assert torch.equal(hypernetwork(states, mask).b[site], hypernetwork(states, mask).b[site])
+    assert torch.equal(hypernetwork(states, mask).lora.b[site], hypernetwork(states, mask).lora.b[site])
     hypernetwork.train()
-    assert not torch.equal(hypernetwork(states, mask).b[site], hypernetwork(states, mask).b[site])
+    assert not torch.equal(hypernetwork(states, mask).lora.b[site], hypernetwork(states, mask).lora.b[site])
 
 
 @pytest.mark.parametrize(("size", "millions"), [("base", 113.2), ("xl", 604.0)])
@@ -134,7 +117,7 @@ def test_eq_2_costs_what_the_design_says_where_the_shared_generator_stays_small(
     assert shared_millions == pytest.approx({"base": 3.2, "xl": 8.8}[size], rel=0.02)
 
 
-@pytest.mark.parametrize("generator", ["paper", "shared"])
+@pytest.mark.parametrize("generator", ["paper", "shared", "attention"])
 def test_alignment_at_its_optimum_gives_the_teachers_updates(backbone, states, mask, generator):
     """Three tasks, three random teachers that went as far from A_0 as training goes; eq. 4 alone for 600 steps."""
     bank = LoraBank(backbone.sites(LORA), LORA, ["x", "y", "z"])
@@ -147,12 +130,39 @@ def test_alignment_at_its_optimum_gives_the_teachers_updates(backbone, states, m
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=600)
     for _ in range(600):
         optimizer.zero_grad()
-        alignment_loss(hypernetwork(states, mask), taught, scale=1e4).mean().backward()
+        alignment_loss(hypernetwork(states, mask).lora, taught, scale=1e4).mean().backward()
         optimizer.step()
         schedule.step()
-    generated = hypernetwork(states, mask).detach()
+    generated = hypernetwork(states, mask).lora.detach()
     for site in taught.a:
         cosine = torch.cosine_similarity(generated.delta(site).flatten(1), taught.delta(site).flatten(1))
         assert cosine.min() > 0.999
         length = generated.delta(site).flatten(1).norm(dim=1) / taught.delta(site).flatten(1).norm(dim=1)
         assert torch.allclose(length, torch.ones(3), atol=0.01)
+
+
+@pytest.mark.parametrize("generator", ["shared", "attention"])
+def test_standardised_states_do_not_move_the_adapter_by_what_all_instructions_share(
+    backbone, states, mask, generator, distance
+):
+    plain = make(backbone, generator, standardize=True)
+    shifted = make(backbone, generator, standardize=True)
+    assert plain.to_measure
+    pooled = states.mean(1)
+    plain.measure(pooled)
+    shifted.measure(pooled + 7)
+    assert not plain.to_measure
+    first, second = plain(states, mask).lora, shifted(states + 7, mask).lora
+    for site in first.a:
+        # adding 7 to states around 1 costs three bits of their float32
+        assert distance(first.b[site], second.b[site]) < 1e-4
+
+
+def test_states_are_measured_over_at_least_two_instructions(backbone):
+    with pytest.raises(ValueError, match="at least two"):
+        make(backbone, standardize=True).measure(torch.zeros(1, backbone.width))
+
+
+def test_the_attention_generators_width_is_a_multiple_of_its_heads():
+    with pytest.raises(ValueError, match="hidden=30 must be a multiple"):
+        HypernetworkConfig(generator="attention", hidden=30)

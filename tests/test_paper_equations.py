@@ -55,7 +55,7 @@ def test_equation_2_generator(backbone, distance):
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     states = torch.randn(1, 6, backbone.width)
-    weights = network(states, torch.ones(1, 6, dtype=torch.long))
+    weights = network(states, torch.ones(1, 6, dtype=torch.long)).lora
     start = LoraBank(sites, LORA, ["any"])()
     for number, site in enumerate(sites):
         first, _, _, last = network.generator.mlps[number // 2]
@@ -137,7 +137,8 @@ def test_equation_6_finetuning(backbone, trained, tokens, merge, plain_t5):
     stage = Distillation(
         "unused", BackboneConfig(), model.config, DistillationConfig(lambda1=5.0), AlignmentConfig(scale=50.0)
     )
-    stage.backbone, stage.model, stage.bank, stage.log = backbone, model, bank, lambda *args, **kwargs: None
+    stage.backbone = stage.teacher_model = backbone
+    stage.model, stage.bank, stage.log = model, bank, lambda *args, **kwargs: None
     adapter = model.adapt(a)
     found = sum(stage.loss_terms(batch, adapter).values()).item()
 

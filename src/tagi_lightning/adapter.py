@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.fusion import FusionStates
 from tagi_lightning.lora import LoraWeights
+from tagi_lightning.prefix import PrefixWeights
 
 
 def is_grouped(task_index: Tensor, num_tasks: int) -> bool:
@@ -61,19 +62,21 @@ class TaskAdapter:
         lora: Generated LoRA, or None.
         fusion: Keys and values of the encoder fusion, or None.
         memory: Instruction states that the inputs' decoder also attends to, or None.
+        prefix: Generated keys and values before the own tokens of every self-attention, or None.
         grouped: Whether the examples at hand stand in T equal runs, one a task in order; see `route`.
     """
 
     lora: LoraWeights | None = None
     fusion: FusionStates | None = None
     memory: InstructionStates | None = None
+    prefix: PrefixWeights | None = None
     grouped: bool = False
 
     @property
     def num_tasks(self) -> int:
         """T; 0 for an adapter of nothing."""
-        if self.lora is not None:
-            return self.lora.num_tasks
+        if generated := self.lora or self.prefix:
+            return generated.num_tasks
         holder = self.fusion or self.memory
         return len(holder.mask) if holder is not None else 0
 
@@ -109,6 +112,7 @@ class TaskAdapter:
             lora=self.lora.detach(dtype) if self.lora is not None else None,
             fusion=self.fusion.map(cut) if self.fusion is not None else None,
             memory=self.memory.map(cut) if self.memory is not None else None,
+            prefix=self.prefix.map(cut) if self.prefix is not None else None,
         )
 
 
@@ -134,6 +138,8 @@ class PreparedAdapter(TaskAdapter):
                 self.memory.mask,
                 *(each for pair in self.memory.keys_values for each in pair),
             )
+        if self.prefix is not None:
+            yield from (*self.prefix.keys.values(), *self.prefix.values.values())
 
     @property
     def num_bytes(self) -> int:
@@ -148,12 +154,13 @@ class PreparedAdapter(TaskAdapter):
         def cut(tensor: Tensor) -> Tensor:
             return tensor[row : row + 1].narrow(_token_dim(tensor), 0, length).clone()
 
-        lora, fusion, memory = self.lora, self.fusion, self.memory
+        lora, fusion, memory, prefix = self.lora, self.fusion, self.memory, self.prefix
         return replace(
             self,
             lora=lora.index(torch.tensor([row], device=lora.device)) if lora is not None else None,
             fusion=replace(fusion.map(cut), mask=cut(fusion.mask)) if fusion is not None else None,
             memory=replace(memory.map(cut), mask=cut(memory.mask)) if memory is not None else None,
+            prefix=prefix.map(lambda tensor: tensor[row : row + 1].clone()) if prefix is not None else None,
         )
 
 
@@ -162,13 +169,14 @@ def join(adapters: Sequence[PreparedAdapter]) -> PreparedAdapter:
     first = adapters[0]
     if len(adapters) == 1:
         return first
-    lora, fusion, memory = first.lora, first.fusion, first.memory
+    lora, fusion, memory, prefix = first.lora, first.fusion, first.memory, first.prefix
     if lora is not None:
         loras: list[Any] = [each.lora for each in adapters]
-        lora = replace(
-            lora,
-            a={site: torch.cat([each.a[site] for each in loras]) for site in lora.a},
-            b={site: torch.cat([each.b[site] for each in loras]) for site in lora.b},
+        lora = replace(lora, a=_join_sites([each.a for each in loras]), b=_join_sites([each.b for each in loras]))
+    if prefix is not None:
+        prefixes: list[Any] = [each.prefix for each in adapters]
+        prefix = PrefixWeights(
+            _join_sites([each.keys for each in prefixes]), _join_sites([each.values for each in prefixes])
         )
     if fusion is not None:
         fusions: list[Any] = [each.fusion for each in adapters]
@@ -190,7 +198,11 @@ def join(adapters: Sequence[PreparedAdapter]) -> PreparedAdapter:
                 for pairs in layers
             ),
         )
-    return replace(first, lora=lora, fusion=fusion, memory=memory)
+    return replace(first, lora=lora, fusion=fusion, memory=memory, prefix=prefix)
+
+
+def _join_sites(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
 
 
 def _token_dim(tensor: Tensor) -> int:

@@ -10,15 +10,17 @@ Shapes: B examples, T tasks, I instruction tokens, S input tokens, O output toke
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tagi_lightning.adapter import InstructionStates, PreparedAdapter, TaskAdapter
-from tagi_lightning.backbones.base import Backbone, GenerationConfig
-from tagi_lightning.data.batch import Tokens
+from tagi_lightning.backbones.base import Backbone, GenerationConfig, Part
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from tagi_lightning.lora import LoraConfig, LoraWeights
@@ -39,19 +41,39 @@ class TagiConfig:
     """Whether the decoder's memory is [I ; input] rather than the input alone; a decoder-only model's prefix."""
     memory_lora: bool = False
     """Whether the memory is read again under the generated LoRA, instead of by the plain backbone."""
+    reads: Literal["input", "prompt"] = "input"
+    """What the backbone reads: input, the bare b; prompt, instruction and input concatenated, (a;b)."""
+    trained_backbone: Part = "none"
+    """Weights of the backbone that train: none; norms and token embeddings; these and the feed-forward layers, which
+    is what the authors ran; all, which is full fine-tuning."""
+
+    def __post_init__(self) -> None:
+        if self.memory_lora and self.hypernetwork.enabled and not self.generates_lora:
+            raise ValueError(
+                "tagi.memory_lora reads the memory under the generated LoRA, and tagi.hypernetwork.writes=prefix "
+                "generates none: set writes=lora or both"
+            )
+
+    @property
+    def generates_lora(self) -> bool:
+        """Whether a LoRA is generated."""
+        return self.hypernetwork.enabled and self.hypernetwork.writes != "prefix"
 
 
 class TagiModel(nn.Module):
-    """A frozen backbone that solves a task from its instruction's adapter.
+    """A backbone that solves a task from its instruction's adapter.
 
-    The backbone's weights are not part of `state_dict`: what is saved is the hypernetwork and the fusion.
+    What is saved is the hypernetwork, the fusion and, where `trained_backbone` says so, weights of the backbone.
     """
 
     def __init__(self, backbone: Backbone, config: TagiConfig) -> None:
         """Builds the hypernetwork and fusion that `config` enables around `backbone`.
 
+        Where `config.trained_backbone` says so, gradients flow to weights of `backbone` from here on.
+
         Raises:
-            ValueError: If fusion is enabled for a backbone that has no encoder.
+            ValueError: If fusion is enabled for a backbone that has no encoder, or weights are to train that are
+                stored in a type that cannot.
         """
         super().__init__()
         if config.fusion.enabled and not backbone.fusion_shape["blocks"]:
@@ -63,15 +85,40 @@ class TagiModel(nn.Module):
         self.backbone = backbone
         self.sites = backbone.sites(config.lora)
         self.hypernetwork = (
-            Hypernetwork(self.sites, backbone.width, config.hypernetwork, config.lora)
+            Hypernetwork(self.sites, backbone.width, config.hypernetwork, config.lora, backbone.prefix_sites)
             if config.hypernetwork.enabled
             else None
         )
         self.fusion = EncoderFusion(config.fusion, **backbone.fusion_shape) if config.fusion.enabled else None
+        self._backbone_part = frozenset(f"backbone.{name}" for name in backbone.train_part(config.trained_backbone))
         self._digest: tuple[list[tuple[int, int]], str] = ([], "")
 
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether anything depends on the instruction besides what the backbone reads."""
+        generates = self.hypernetwork is not None and self.hypernetwork.reads_instruction
+        return generates or self.fusion is not None or self.config.decoder_memory
+
+    def inputs(self, batch: TaskBatch) -> Tokens:
+        """Returns what the backbone reads of a batch: inputs b [B, S], or prompts (a;b) [B, P].
+
+        Raises:
+            ValueError: If it reads prompts and the batch has none.
+        """
+        if self.config.reads == "input":
+            return batch.input
+        if batch.prompt is None:
+            raise ValueError("tagi.reads=prompt reads instruction and input concatenated: set data.with_prompt=true")
+        return batch.prompt
+
     def encode_instructions(self, instruction: Tokens) -> InstructionStates:
-        """Returns the frozen backbone's states over instructions [T, I]; no gradient flows into the backbone."""
+        """Returns the backbone's states over instructions [T, I]; of no token where nothing uses them.
+
+        No gradient flows into a backbone that is frozen.
+        """
+        if not self.uses_instruction:
+            states = torch.zeros(len(instruction), 0, self.backbone.width, device=instruction.ids.device)
+            return InstructionStates(states, instruction.mask[:, :0])
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             again = self.config.memory_lora
@@ -88,11 +135,13 @@ class TagiModel(nn.Module):
             The adapters of the T tasks; differentiable.
         """
         encoded = self.encode_instructions(instruction) if isinstance(instruction, Tokens) else instruction
-        lora = self.hypernetwork(encoded.states, encoded.mask) if self.hypernetwork is not None else None
+        generate = self.hypernetwork
+        lora, prefix = generate(encoded.states, encoded.mask) if generate is not None else (None, None)
         return TaskAdapter(
             lora=lora,
             fusion=self.fusion(encoded.states, encoded.mask) if self.fusion is not None else None,
             memory=self._memory(encoded, lora) if self.config.decoder_memory else None,
+            prefix=prefix,
         )
 
     def _memory(self, encoded: InstructionStates, lora: LoraWeights | None) -> InstructionStates:
@@ -110,7 +159,8 @@ class TagiModel(nn.Module):
             dtype: Type to keep the adapter in; None keeps each tensor's own.
         """
         adapter = self.backbone.prepare(self.adapt(instruction)).detach(dtype)
-        return PreparedAdapter(adapter.lora, adapter.fusion, adapter.memory, model_digest=self.digest())
+        pieces = (adapter.lora, adapter.fusion, adapter.memory, adapter.prefix)
+        return PreparedAdapter(*pieces, model_digest=self.digest())
 
     def forward(self, inputs: Tokens, labels: Tensor, adapter: TaskAdapter, task_index: Tensor) -> Tensor:
         """Returns the adapted backbone's teacher-forced logits [B, O, V]; see `Backbone.forward`.
@@ -149,11 +199,15 @@ class TagiModel(nn.Module):
         """Adds the LoRA of one task to the backbone's weights for a `with` block; see `merging.merge`.
 
         The block's value is what remains of the adapter, to be used with inputs of that task. Other threads wait.
+        Where the weights to be changed are trained ones, whose digest marks the adapter, nothing is merged.
 
         Raises:
             ValueError: If `adapter` is of several tasks, or was made by other weights than the present ones.
         """
         self._check_fresh(adapter)
+        sites = adapter.lora.a if adapter.lora is not None else ()
+        if not self._backbone_part.isdisjoint(f"backbone.model.{site}.weight" for site in sites):
+            return nullcontext(adapter)
         return merge(self.backbone.model, adapter, self.backbone.lock)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -163,15 +217,17 @@ class TagiModel(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """Returns what training changed and must be saved: hypernetwork, fusion and trained backbone weights."""
         own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
-        return own | {name: parameter.data for name, parameter in self.trained_parameters().items()}
+        return own | {name: parameter.data for name, parameter in self._saved_parameters()}
+
+    def _saved_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields all but the weights of the backbone that never trained."""
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad or name in self._backbone_part or not name.startswith("backbone."):
+                yield name, parameter
 
     def digest(self) -> str:
-        """Returns a SHA-256 of hypernetwork and fusion, which marks the caches they make."""
-        versions = [
-            (parameter.data_ptr(), parameter._version)
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad or not name.startswith("backbone.")
-        ]
+        """Returns a SHA-256 of all that is saved, which marks the caches it makes."""
+        versions = [(parameter.data_ptr(), parameter._version) for _, parameter in self._saved_parameters()]
         if self._digest[0] == versions:
             return self._digest[1]
         sha = hashlib.sha256()

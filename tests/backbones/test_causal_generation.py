@@ -259,3 +259,13 @@ def test_it_is_the_same_under_a_copy(causal, instructions, inputs, trained):
     found = model.generate(inputs, model.prepare(instructions), MIXED, DECODING["beams"])
     other = copy.deepcopy(model)
     assert torch.equal(other.generate(inputs, other.prepare(instructions), MIXED, DECODING["beams"]), found)
+
+
+def test_the_output_layer_is_given_contiguous_rows(causal, inputs):
+    """Of a slice of positions, PyTorch copies the layer's weights to every row, which takes longer than the model."""
+    seen = []
+    hook = causal.model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].is_contiguous()))
+    causal.generate(inputs, TaskAdapter(), torch.zeros(len(inputs), dtype=torch.long), DECODING["greedy"])
+    hook.remove()
+    assert seen
+    assert all(seen)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 from tagi_lightning.adapter import TaskAdapter
@@ -133,6 +134,44 @@ def test_a_backbone_that_cannot_be_found_is_named_with_what_to_do(name, named, m
 def test_another_model_family_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(BackboneError, match=r"gpt2.*t5.*llama.*q_proj"):
+        load_backbone(BackboneConfig(str(tmp_path)))
+
+
+def test_a_family_that_transformers_does_not_know_is_refused_with_those_supported(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-family"}))
+    with pytest.raises(BackboneError, match=r"supported: t5.*llama(.|\n)*no-such-family"):
+        load_backbone(BackboneConfig(str(tmp_path)))
+
+
+def change_weights(change):
+    def apply(path):
+        save_file(change(load_file(path)), path, {"format": "pt"})
+
+    return apply
+
+
+FIRST = "encoder.block.0.layer.0.SelfAttention.q.weight"
+BAD_WEIGHTS = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"weights of .* are damaged.*get the model"),
+    "empty": (lambda path: path.write_bytes(b""), r"weights of .* are damaged"),
+    "absent": (lambda path: path.unlink(), r"cannot load backbone .*no file named(.|\n)*Give a hub id"),
+    "incomplete": (
+        change_weights(lambda tensors: {name: tensor for name, tensor in tensors.items() if name != FIRST}),
+        rf"does not hold the weights.*{FIRST} is missing",
+    ),
+    "of another shape": (
+        change_weights(lambda tensors: tensors | {FIRST: torch.zeros(3, 32)}),
+        rf"does not hold the weights.*{FIRST} is \(3, 32\), not \(16, 32\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BAD_WEIGHTS)
+def test_weights_that_are_not_all_there_are_refused_and_never_drawn_anew(backbone, tmp_path, damage):
+    backbone.model.save_pretrained(tmp_path)
+    change, message = BAD_WEIGHTS[damage]
+    change(tmp_path / "model.safetensors")
+    with pytest.raises(BackboneError, match=message):
         load_backbone(BackboneConfig(str(tmp_path)))
 
 

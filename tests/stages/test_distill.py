@@ -1,25 +1,15 @@
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
-from commands import command, copy_stages, same_tensors, tagi, weights
+from commands import built_stage, command, copy_stages, same_tensors, tagi, weights
 
-from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.losses import distillation_loss, prediction_loss
 from tagi_lightning.stages.distill import Distillation
 
-
-def built(run, task_set, monkeypatch, *options):
-    """Returns the stage as training would start it, and its first batch."""
-    cli = FitCLI([str(word) for word in command("distill", run, task_set, "--trainer.logger=false", *options)][1:])
-    cli.model.trainer = cli.trainer
-    cli.trainer.datamodule = cli.datamodule
-    cli.datamodule.prepare_data()
-    cli.datamodule.setup("fit")
-    cli.model.configure_model()
-    monkeypatch.setattr(cli.model, "log", lambda *args, **kwargs: None)
-    return cli.model, next(iter(cli.datamodule.train_dataloader()))
+built = functools.partial(built_stage, "distill")
 
 
 def examples(batch, rows):

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.merging import WeightsLock
+
+Part = Literal["none", "norms_embeddings", "feed_forward", "all"]
+"""Parts of a model that may train: norms and token embeddings, these and the feed-forward layers, everything."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Backbone(nn.Module, ABC):
         model: The Hugging Face model.
         name: Hub id, folder or built-in size it came from.
         lock: Held by whoever reads or changes the weights.
-        stored_digest: Digest of the weights that were loaded, where they were quantised since.
+        stored_digest: Digest of the weights that were loaded, where they were quantised or trained since.
     """
 
     model: PreTrainedModel
@@ -104,6 +107,16 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: If a target or stack does not exist in this model.
         """
+
+    @property
+    @abstractmethod
+    def prefix_sites(self) -> tuple[LoraSite, ...]:
+        """Every self-attention, where a prefix of keys and values may stand; both widths are those of its keys."""
+
+    @property
+    @abstractmethod
+    def feed_forwards(self) -> tuple[nn.Module, ...]:
+        """The feed-forward layer of every block, without its norm."""
 
     @abstractmethod
     def read(self, tokens: Tokens, lora: LoraWeights | None = None, keys_values: bool = False) -> InstructionStates:
@@ -166,6 +179,41 @@ class Backbone(nn.Module, ABC):
     def freeze(self) -> None:
         """Stops gradients to every weight of the model."""
         self.requires_grad_(False)
+
+    def part(self, part: Part) -> dict[str, nn.Parameter]:
+        """Returns the weights of a part of the model by their names in this module; those that are tied once.
+
+        Norms are told by the names of their classes, which every family of transformers ends so.
+        """
+        embeddings = self.model.get_input_embeddings()
+        norms = [module for module in self.model.modules() if type(module).__name__.endswith("Norm")]
+        modules: dict[Part, list[nn.Module]] = {
+            "none": [],
+            "norms_embeddings": [embeddings, *norms],
+            "feed_forward": [embeddings, *norms, *self.feed_forwards],
+            "all": [self.model],
+        }
+        chosen = {id(parameter) for module in modules[part] for parameter in module.parameters()}
+        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) in chosen}
+
+    def train_part(self, part: Part) -> dict[str, nn.Parameter]:
+        """Lets gradients flow to a part of the model; its digest stays that of the weights that were loaded.
+
+        Raises:
+            ValueError: If the weights are stored in a type that training cannot move.
+        """
+        chosen = self.part(part)
+        stored = {str(p.dtype) for p in self.parameters()} - {"torch.float32", "torch.float64"}
+        if chosen and stored:
+            raise ValueError(
+                f"trained_backbone={part} trains weights of {self.name}, which is stored in "
+                f"{', '.join(sorted(stored))}: load it with backbone.dtype=float32 and backbone.quantization=null"
+            )
+        if chosen:
+            self.stored_digest = self.digest()
+        for parameter in chosen.values():
+            parameter.requires_grad_(True)
+        return chosen
 
     def digest(self) -> str:
         """Returns a SHA-256 over names, shapes and values of all weights, the same on any device.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig as HfGenerationConfig
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -95,6 +95,21 @@ class CausalBackbone(Backbone):
                     LoraSite(name, linear.in_features, linear.out_features, STACK, attention.layer_idx, target)  # type: ignore[arg-type]
                 )
         return tuple(sites)
+
+    @property
+    def prefix_sites(self) -> tuple[LoraSite, ...]:
+        """The attention of every layer, with the width of its keys, which fewer heads than queries may have."""
+        attentions = [module for module in self.model.modules() if isinstance(module, AdaptedCausalAttention)]
+        widths = [attention.get_submodule("k_proj").out_features for attention in attentions]
+        return tuple(
+            LoraSite(attention.path, width, width, STACK, attention.layer_idx, "")  # type: ignore[arg-type]
+            for attention, width in zip(attentions, widths, strict=True)
+        )
+
+    @property
+    def feed_forwards(self) -> tuple[nn.Module, ...]:
+        """The feed-forward layer of every block, without its norm."""
+        return tuple(layer.mlp for layer in self.model.model.layers)
 
     def read(self, tokens: Tokens, lora: LoraWeights | None = None, keys_values: bool = False) -> InstructionStates:
         """Reads instructions [T, I]; BOS, where the model has one, is part of what is read. See `Backbone.read`."""
@@ -204,21 +219,22 @@ class CausalBackbone(Backbone):
     def _route(self, adapter: TaskAdapter, task_index: Tensor) -> TaskAdapter:
         """Returns `adapter` ready for the examples of `task_index` [B].
 
-        Without gradients the rows of its memory are equal runs of examples: T tasks where the examples stand in such
-        runs, one row an example elsewhere. With gradients `task_index` tells an example's row.
+        Without gradients the rows of its memory and prefix are equal runs of examples: T tasks where the examples
+        stand in such runs, one row an example elsewhere. With gradients `task_index` tells an example's row.
 
         Raises:
             ValueError: If it has a memory without keys and values.
         """
-        adapter, memory = adapter.route(task_index), adapter.memory
-        if memory is None:
-            return adapter
-        if not memory.keys_values:
+        adapter, memory, prefix = adapter.route(task_index), adapter.memory, adapter.prefix
+        if memory is not None and not memory.keys_values:
             raise ValueError("the adapter's memory has no keys and values; read the instructions with keys_values=True")
         if adapter.grouped or torch.is_grad_enabled():
             return adapter
-        own = replace(memory.map(lambda tensor: tensor[task_index]), mask=memory.mask[task_index])
-        return replace(adapter, memory=own)
+        if memory is not None:
+            memory = replace(memory.map(lambda tensor: tensor[task_index]), mask=memory.mask[task_index])
+        if prefix is not None:
+            prefix = prefix.map(lambda tensor: tensor[task_index])
+        return replace(adapter, memory=memory, prefix=prefix)
 
     def _own(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor) -> tuple[Tokens, Tensor]:
         """Returns the tokens that come after the memory of a routed adapter, and how many came before them [B]."""
@@ -257,7 +273,10 @@ class CausalBackbone(Backbone):
         parts = f"{int(own[longest])} tokens"
         if before is not None and int(before[longest]):
             parts = f"an instruction of {int(before[longest])} tokens and an input (with its output) of {parts}"
-        raise ValueError(f"{parts} do not fit into the {limit} positions of {self.name}; cut them shorter")
+        raise ValueError(
+            f"{parts} do not fit into the {limit} positions of {self.name}: lower data.max_input_length, or take a "
+            "model with more positions"
+        )
 
 
 def _pad_left(tokens: Tokens) -> Tokens:

@@ -23,12 +23,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from tagi_lightning.adapter import TaskAdapter
-from tagi_lightning.backbones.memory_attention import attend, join_mask
+from tagi_lightning.backbones.memory_attention import additive, attend, causal_mask, join_mask, prepend, run_index
 from tagi_lightning.lora import adapted_linear
 
 
 class AdaptedCausalAttention(nn.Module):
-    """Causal self-attention whose four projections add the LoRA update of their site, with the memory as its prefix.
+    """Causal self-attention whose four projections add the LoRA update of their site, with prefix and memory before it.
 
     It takes over the weights of the attention it replaces, so names and checkpoints stay Hugging Face's, and rotates
     by that family's own function.
@@ -73,14 +73,14 @@ class AdaptedCausalAttention(nn.Module):
         record: dict[int, tuple[Tensor, Tensor]] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends to the tokens before, the memory of `adapter` first.
+        """Attends to the tokens before, the prefix and the memory of `adapter` first.
 
         Args:
             hidden_states: What the layer reads [B, S, d].
             position_embeddings: Cosines and sines of the tokens' positions.
             attention_mask: Boolean or additive mask over the own tokens [B, 1, S, K]; None for plain causality.
             position_ids: The tokens' positions [B, S].
-            past_key_values: Cache of the own tokens; the memory is never copied to it.
+            past_key_values: Cache of the own tokens; prefix and memory are never copied to it.
             adapter: Conditioning of T tasks; see `CausalBackbone` for how its rows stand to the examples.
             task_index: Task of each example [B].
             record: Takes this layer's keys and values, each [B, G, S, head size], where given.
@@ -95,7 +95,7 @@ class AdaptedCausalAttention(nn.Module):
             record[self.layer_idx] = (keys, values)
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self.layer_idx)
-        if adapter is not None and adapter.memory is not None:
+        if adapter is not None and (adapter.memory is not None or adapter.prefix is not None):
             attended, weights = self._attend_with_memory(
                 query, keys, values, attention_mask, position_ids, adapter, task_index
             )
@@ -122,47 +122,54 @@ class AdaptedCausalAttention(nn.Module):
         adapter: TaskAdapter,
         task_index: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attends to [instruction ; own tokens], the instruction's keys and values being the memory of `adapter`."""
-        memory = adapter.memory
-        assert memory is not None
-        own_keys, own_values = memory.keys_values[self.layer_idx]
+        """Attends to [prefix ; instruction ; own tokens], the instruction's keys and values being the memory."""
+        before, before_mask = self._before(adapter, query.dtype)
         if mask is None and query.shape[2] > 1:
-            mask = _causal_mask(query.shape[2], keys.shape[2], query.device)
-        window = self.sliding_window
-        if window is not None and own_keys.shape[2] + keys.shape[2] <= window:
+            mask = causal_mask(query.shape[2], keys.shape[2], query.device)
+        window, tokens = self.sliding_window, 0 if adapter.memory is None else adapter.memory.mask.shape[1]
+        # the mask of the own tokens knows of the window, and a prefix has no position that could leave it
+        if window is not None and (tokens == 0 or tokens + keys.shape[2] <= window):
             window = None
         if not torch.is_grad_enabled() and window is None:
-            attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
+            attended = attend(query, before, before_mask, (keys, values), mask, self.scaling)
             return attended.transpose(1, 2), None
         # in training the fused kernels save less for the backward pass than scores and weights would take
-        in_runs = adapter.grouped or not torch.is_grad_enabled()
-        rows = _runs(len(memory.mask), len(query), query.device) if in_runs else task_index
-        mask = join_mask(memory.mask[rows], mask, keys.shape[2])
+        if adapter.grouped or not torch.is_grad_enabled():
+            task_index = run_index(len(before_mask), len(query), query.device)
+        assert task_index is not None
+        mask = join_mask(before_mask[task_index], mask, keys.shape[2])
         if window is not None:
             assert position_ids is not None
-            mask = _cut_to_window(mask, position_ids, own_keys.shape[2], window)
-        keys = torch.cat([own_keys.to(keys.dtype)[rows], keys], dim=2)
-        values = torch.cat([own_values.to(values.dtype)[rows], values], dim=2)
+            mask = _cut_to_window(mask, position_ids, before_mask.shape[1] - tokens, tokens, window)
+        keys, values = prepend(before, (keys, values), task_index)
         return self._attend(query, keys, values, mask)
 
+    def _before(self, adapter: TaskAdapter, dtype: torch.dtype) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Returns keys and values of [prefix ; instruction], each [T, G, P + I, head size], and their mask."""
+        memory, prefix = adapter.memory, adapter.prefix
+        if prefix is None:
+            assert memory is not None
+            return memory.keys_values[self.layer_idx], memory.mask
+        own = prefix.heads(self.path, self.head_dim)
+        mask = torch.full((prefix.num_tasks, prefix.length), prefix.bias, dtype=dtype, device=own[0].device)
+        if memory is None:
+            return own, mask
+        every = torch.arange(len(mask), device=mask.device)
+        both = prepend(own, memory.keys_values[self.layer_idx], every)
+        return both, torch.cat([mask, additive(memory.mask, dtype)], dim=1)
 
-def _causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """Returns the mask of the last `queries` of `keys` tokens [1, 1, queries, keys]."""
-    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
-
-def _runs(tasks: int, rows: int, device: torch.device) -> Tensor:
-    """Returns the task of each of `rows` rows that stand in equal runs, one a task."""
-    return torch.arange(tasks, device=device).repeat_interleave(rows // tasks)
-
-
-def _cut_to_window(mask: Tensor, position_ids: Tensor, tokens: int, window: int) -> Tensor:
-    """Hides what lies `window` positions or more back among the first `tokens` keys, which stand at 0, 1, 2, ..."""
+def _cut_to_window(mask: Tensor, position_ids: Tensor, prefix: int, tokens: int, window: int) -> Tensor:
+    """Hides what lies `window` positions or more back among `tokens` keys at 0, 1, 2, ..., which follow a prefix."""
     distance = position_ids[:, None, :, None] - torch.arange(tokens, device=mask.device)
-    far = nn.functional.pad(distance >= window, (0, mask.shape[-1] - tokens))
+    far = nn.functional.pad(distance >= window, (prefix, mask.shape[-1] - prefix - tokens))
     if mask.dtype == torch.bool:
         return mask & ~far
     return mask.masked_fill(far, torch.finfo(mask.dtype).min)
+
+
+def _contiguous(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (args[0].contiguous(),)
 
 
 class _Conditioned:
@@ -173,6 +180,8 @@ class _Conditioned:
         super().__init__(config)  # type: ignore[call-arg]
         for index, layer in enumerate(self.model.layers):  # type: ignore[attr-defined]
             layer.self_attn = AdaptedCausalAttention(layer.self_attn, f"model.layers.{index}.self_attn")
+        # of a slice of positions, which generate() takes, PyTorch would copy the output layer's weights to every row
+        self.lm_head.register_forward_pre_hook(_contiguous)  # type: ignore[attr-defined]
 
     def forward(
         self,

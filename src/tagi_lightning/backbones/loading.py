@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, T5Config
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, T5Config
 
 from tagi_lightning.backbones.base import Backbone
 from tagi_lightning.backbones.causal import CausalBackbone
@@ -59,6 +60,13 @@ class BackboneConfig:
                 "backbone.compile and backbone.gradient_checkpointing do not go together: torch.compile cannot trace "
                 "checkpointed blocks that are given an adapter; choose one"
             )
+
+
+SUPPORTED = (
+    f"t5, and the decoder-only families {', '.join(FAMILIES)}, whose attention has q_proj, k_proj, v_proj and o_proj"
+)
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class BackboneError(ValueError):
@@ -161,34 +169,71 @@ def _load_pretrained(config: BackboneConfig) -> Backbone:
     source = str(path) if looks_local else config.name
     try:
         hf_config = AutoConfig.from_pretrained(source)
-        if hf_config.model_type in FAMILIES:
-            return _load_causal(config, source, hf_config)
-        if hf_config.model_type != "t5":
-            raise BackboneError(
-                f"{config.name} is a {hf_config.model_type} model; supported: t5, and the decoder-only families "
-                f"{', '.join(FAMILIES)}, whose attention has q_proj, k_proj, v_proj and o_proj"
-            )
-        if config.instruction_layer is not None:
-            raise BackboneError(f"backbone.instruction_layer is for decoder-only models; {config.name} is a T5")
-        hf_config.dropout_rate = 0.0
-        model = ConditionedT5.from_pretrained(source, config=hf_config, dtype=getattr(torch, config.dtype))
     except OSError as error:
+        raise _unreachable(config, error) from error
+    except ValueError as error:  # a family that transformers does not know
+        raise BackboneError(f"cannot load backbone {config.name!r}, supported: {SUPPORTED}\n{error}") from error
+    if hf_config.model_type in FAMILIES:
+        return _load_causal(config, source, hf_config)
+    if hf_config.model_type != "t5":
         raise BackboneError(
-            f"cannot load backbone {config.name!r}: {error}\nGive a hub id that is reachable or cached, a model "
-            f"folder, or a built-in size ({', '.join(SIZES)})."
-        ) from error
-    return T5Backbone(model, config.name)
+            f"{config.name} is a {hf_config.model_type} model; supported: {SUPPORTED}; take one of these"
+        )
+    if config.instruction_layer is not None:
+        raise BackboneError(f"backbone.instruction_layer is for decoder-only models; {config.name} is a T5")
+    hf_config.dropout_rate = 0.0
+    return T5Backbone(_load_weights(ConditionedT5, config, source, hf_config), config.name)
+
+
+def _unreachable(config: BackboneConfig, error: OSError) -> BackboneError:
+    return BackboneError(
+        f"cannot load backbone {config.name!r}: {error}\nGive a hub id that is reachable or cached, a model "
+        f"folder, or a built-in size ({', '.join(SIZES)})."
+    )
+
+
+def _load_weights(family: type[Model], config: BackboneConfig, source: str, hf_config: PreTrainedConfig) -> Model:
+    """Loads every weight of a model; Hugging Face would draw those that are not there, and only warn.
+
+    Raises:
+        BackboneError: If files are missing or damaged, or are not the weights of this configuration.
+    """
+    try:
+        loaded: Any = family.from_pretrained(
+            source,
+            config=hf_config,
+            dtype=getattr(torch, config.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below
+        )
+    except OSError as error:
+        raise _unreachable(config, error) from error
+    except SafetensorError as error:
+        raise BackboneError(f"the weights of {config.name} are damaged: {error}; get the model again") from error
+    model: Model
+    found: dict[str, Any]
+    model, found = loaded
+    problems = [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    problems += [
+        f"{name} is {tuple(there)}, not {tuple(here)}" for name, there, here in sorted(found["mismatched_keys"])
+    ]
+    if problems:
+        raise BackboneError(
+            f"{config.name} does not hold the weights that its config.json tells of: {problems[0]}"
+            + (f", and {len(problems) - 1} more" if len(problems) > 1 else "")
+            + "; get the whole model again, its output layer included"
+        )
+    return model
 
 
 def _load_causal(config: BackboneConfig, source: str, hf_config: PreTrainedConfig) -> CausalBackbone:
     """Loads a decoder-only model; its tokenizer says whether sequences start with BOS.
 
     Raises:
-        BackboneError: If there is no tokenizer with the model.
+        BackboneError: If the weights do not load, or there is no tokenizer with the model.
     """
-    family = FAMILIES[hf_config.model_type]
     hf_config.attention_dropout = 0.0
-    model = family.from_pretrained(source, config=hf_config, dtype=getattr(torch, config.dtype))
+    model = _load_weights(FAMILIES[hf_config.model_type], config, source, hf_config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (ValueError, OSError) as error:

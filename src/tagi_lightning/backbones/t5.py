@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.t5.modeling_t5 import T5LayerFF
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig
@@ -77,6 +78,21 @@ class T5Backbone(Backbone):
                     LoraSite(f"{path}.{target}", linear.in_features, linear.out_features, stack, block, target)
                 )
         return tuple(sites)
+
+    @property
+    def prefix_sites(self) -> tuple[LoraSite, ...]:
+        """Every self-attention of encoder and decoder; cross-attention has the instruction as its prefix."""
+        sites = []
+        for path, module in self.model.named_modules():
+            if isinstance(module, AdaptedAttention) and path.endswith("SelfAttention"):
+                side, _, block = path.split(".")[:3]
+                sites.append(LoraSite(path, module.inner_dim, module.inner_dim, f"{side}_self", int(block), ""))
+        return tuple(sites)
+
+    @property
+    def feed_forwards(self) -> tuple[nn.Module, ...]:
+        """The feed-forward layer of every block, without its norm."""
+        return tuple(module.DenseReluDense for module in self.model.modules() if isinstance(module, T5LayerFF))
 
     def encode(self, tokens: Tokens, lora: LoraWeights | None = None) -> Tensor:
         """Returns the encoder's final hidden states [N, L, d], plain or under one adapter a row."""

@@ -1,4 +1,4 @@
-"""Hugging Face's T5 with its adapter as an argument: LoRA in every attention, fusion in the encoder.
+"""Hugging Face's T5 with its adapter as an argument: LoRA in every attention, fusion in the encoder, prefixes.
 
 Hugging Face hands unknown keyword arguments of the model down to every attention; the modules here read `adapter`
 and `task_index` from them. Nothing is stored on a module between calls, so gradient checkpointing, beams and mixed
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
@@ -18,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerSelfAttention, eager_attention_forward
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
-from tagi_lightning.backbones.memory_attention import attend, join_mask
+from tagi_lightning.backbones.memory_attention import attend, causal_mask, join_mask, prepend, run_index
 from tagi_lightning.lora import adapted_linear
 
 
@@ -113,7 +114,11 @@ class AdaptedAttention(T5Attention):
         else:
             if position_bias is None:
                 position_bias = self._position_bias(query, keys, seen)
-            bias = {"position_bias": position_bias, "scaling": self.scaling}
+            own_bias = position_bias
+            if not is_cross and adapter is not None and adapter.prefix is not None:
+                keys, values, mask = self._after_prefix(keys, values, mask, query.shape[2], adapter, task_index)
+                own_bias = F.pad(position_bias, (adapter.prefix.length, 0), value=adapter.prefix.bias)
+            bias = {"position_bias": own_bias, "scaling": self.scaling}
             attended, weights = self._attend(query, keys, values, mask, **bias, **kwargs)
         output = self._project("o", attended.flatten(2), adapter, task_index, heads=False)
         return output, position_bias, weights
@@ -133,6 +138,26 @@ class AdaptedAttention(T5Attention):
             return bias
         return query.new_zeros(1, self.n_heads, query.shape[2], keys.shape[2])
 
+    def _after_prefix(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        queries: int,
+        adapter: TaskAdapter,
+        task_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns keys, values and mask of [prefix ; own tokens]; the cache holds the own tokens alone."""
+        prefix = adapter.prefix
+        assert prefix is not None
+        if adapter.grouped:
+            task_index = run_index(prefix.num_tasks, len(keys), keys.device)
+        assert task_index is not None
+        if mask is None and self.is_causal and queries > 1:
+            mask = causal_mask(queries, keys.shape[2], keys.device)
+        mask = join_mask(task_index.new_ones(len(keys), prefix.length), mask, keys.shape[2])
+        return *prepend(prefix.heads(self.path, self.key_value_proj_dim), (keys, values), task_index), mask
+
     def _attend_with_memory(
         self,
         query: Tensor,
@@ -150,9 +175,9 @@ class AdaptedAttention(T5Attention):
             attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
             return attended.transpose(1, 2), None
         # in training the fused kernels save less for the backward pass than scores and weights would take
+        assert task_index is not None
         mask = join_mask(memory.mask[task_index], mask, keys.shape[2])
-        keys = torch.cat([own_keys.to(keys.dtype)[task_index], keys], dim=2)
-        values = torch.cat([own_values.to(values.dtype)[task_index], values], dim=2)
+        keys, values = prepend((own_keys, own_values), (keys, values), task_index)
         return self._attend(query, keys, values, mask, position_bias=None, scaling=self.scaling, **kwargs)
 
 

@@ -85,20 +85,31 @@ class Alignment(TagiStage):
         self.teachers = teachers
 
     def build(self) -> None:
-        """Loads the teachers besides the model; only the hypernetwork trains."""
+        """Loads the teachers besides the model.
+
+        Raises:
+            ValueError: If no LoRA is generated that could be aligned.
+        """
+        if not self.tagi_config.generates_lora:
+            raise ValueError(
+                "align trains the hypernetwork's LoRA, but tagi.hypernetwork.enabled is false or writes is prefix"
+            )
         super().build()
-        if self.model.hypernetwork is None:
-            raise ValueError("align trains the hypernetwork, but tagi.hypernetwork.enabled is false")
-        if self.model.fusion is not None:
-            self.model.fusion.requires_grad_(False)
         self.bank = load_run_teachers(self.run, self.teachers, self.backbone, self.tagi_config.lora)
         check_categories(self.bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
+
+    def freeze_untrained(self) -> None:
+        """Lets only what writes the LoRA train."""
+        for still in (self.model.fusion, self.model.hypernetwork.prefix_generator, self.backbone):  # type: ignore[union-attr]
+            if still is not None:
+                still.requires_grad_(False)
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 4 over the instructions of one batch."""
         assert self.model.hypernetwork is not None
         encoded = self.read_instructions(batch.instruction)
-        generated = self.model.hypernetwork(encoded.states, encoded.mask)
+        generated = self.model.hypernetwork(encoded.states, encoded.mask).lora
+        assert generated is not None
         loss = self.alignment.loss(generated, self.bank().index(batch.category)).mean()
         self.log_loss("loss", loss, len(batch.category))
         if self.should_log():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
-from tagi_lightning.backbones import BackboneConfig, GenerationConfig
+from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.losses import (
@@ -20,11 +20,15 @@ from tagi_lightning.losses import (
     prediction_and_distillation_loss,
     prediction_loss,
 )
-from tagi_lightning.model import TagiConfig
+from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
-from tagi_lightning.stages.base import MODEL, OptimizerConfig
+from tagi_lightning.stages.base import MODEL, OptimizerConfig, resolve_backbone
+from tagi_lightning.stages.logits_teacher import load_teacher_folder
 from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.teacher_cache import TeacherCache, adapter_digests, example_keys
+
+CATEGORY, BACKBONE = "category", "backbone"
+"""Logits teachers that are no folder: eq. 5's, and the bare backbone."""
 
 TEACHERS = "teachers"
 """Folder of the teacher caches, beside the token caches."""
@@ -77,7 +81,7 @@ class Distillation(TagiStage):
     """Trains hypernetwork and fusion by prediction, distillation and alignment.
 
     The logits teacher is eq. 5's: the same frozen backbone reading instruction and input, under the LoRA of the
-    task's category.
+    task's category. Where weights of the backbone train, the teacher is a frozen copy of it.
     """
 
     stage_name = "distill"
@@ -94,6 +98,7 @@ class Distillation(TagiStage):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008
         teachers: str = "auto",
+        logits_teacher: str = CATEGORY,
         init_from: str = "auto",
         instruction_cache_mb: int = 1024,
     ) -> None:
@@ -108,14 +113,19 @@ class Distillation(TagiStage):
             optimizer: Optimizer and schedule.
             generation: How validation decodes.
             teachers: auto for this run's teachers, none for the bare backbone as logits teacher, or a folder.
+            logits_teacher: Whose distribution L_kl follows, reading instruction and input concatenated: category for
+                the backbone under the category's LoRA (eq. 5), backbone for the bare one, or a folder: another
+                system trained on this backbone (Tk-Instruct, Metatrain), or a Hugging Face model of the same
+                vocabulary.
             init_from: auto for this run's aligned or pretrained hypernetwork, none, or a model folder.
             instruction_cache_mb: Memory for the frozen backbone's states over instructions, each encoded once; 0 for
-                none.
+                none, which a backbone needs that trains and reads instructions.
         """
         super().__init__(run, backbone, tagi, optimizer, generation, init_from, instruction_cache_mb)
         self.loss_config = loss
         self.alignment = alignment
         self.teachers = teachers
+        self.logits_teacher = logits_teacher
         self.teacher_cache: TeacherCache | None = None
         if not self.aligns:  # nothing of an ablation of alignment has passed through align
             self.previous = ("pretrain",)
@@ -123,25 +133,51 @@ class Distillation(TagiStage):
     @property
     def aligns(self) -> bool:
         """Whether L_ins is part of the loss."""
-        return self.loss_config.lambda2 != 0 and self.tagi_config.hypernetwork.enabled and self.teachers != "none"
+        return self.loss_config.lambda2 != 0 and self.tagi_config.generates_lora and self.teachers != "none"
+
+    @property
+    def follows_categories(self) -> bool:
+        """Whether L_kl follows the categories' LoRA."""
+        return bool(self.loss_config.lambda1) and self.logits_teacher == CATEGORY and self.teachers != "none"
 
     def build(self) -> None:
         """Loads the teachers besides the model, and opens the cache of their answers."""
         super().build()
         self.bank = None
-        if self.teachers != "none" and (self.aligns or self.loss_config.lambda1):
+        if self.aligns or self.follows_categories:
             self.bank = load_run_teachers(self.run, self.teachers, self.backbone, self.tagi_config.lora)
             check_categories(self.bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
-        if self.loss_config.teacher_cache.enabled and self.loss_config.lambda1:
+        if not self.loss_config.lambda1:
+            return
+        self.teacher_model = self.load_logits_teacher()
+        if self.loss_config.teacher_cache.enabled:
             self.teacher_cache = self.open_teacher_cache()
             self.teacher_digests = adapter_digests(self.bank()) if self.bank is not None else []
 
+    def load_logits_teacher(self) -> Backbone | TagiModel:
+        """Returns the frozen model whose distribution L_kl follows: the stage's own backbone where that stays still."""
+        if self.logits_teacher in (CATEGORY, BACKBONE):
+            return self.load_run_backbone() if self.tagi_config.trained_backbone != "none" else self.backbone
+        config = resolve_backbone(self.run, self.backbone_config)
+        return load_teacher_folder(Path(self.logits_teacher), config, self.backbone)
+
     def open_teacher_cache(self) -> TeacherCache:
-        """Opens the file of this backbone, computed with as it is here, at this k and temperature."""
-        config = self.loss_config.teacher_cache
+        """Opens the file of this teacher, computed with as it is here, at this k and temperature.
+
+        Raises:
+            ValueError: If the teacher's answer depends on more than prompt and adapter.
+        """
+        config, teacher = self.loss_config.teacher_cache, self.teacher_model
         folder = config.folder or self.trainer.datamodule.cache_dir / TEACHERS  # type: ignore[attr-defined]
+        if isinstance(teacher, TagiModel) and (teacher.uses_instruction or teacher.config.reads == "input"):
+            raise ValueError(
+                f"the logits teacher {self.logits_teacher} reads instructions apart from the prompt, and its answers "
+                "are not kept: set loss.teacher_cache.enabled=false"
+            )
         stored = asdict(replace(self.backbone_config, name=self.checkpoint_backbone_digest()))
         settings = {"backbone": stored, "precision": str(self.trainer.precision)}
+        if self.logits_teacher not in (CATEGORY, BACKBONE):
+            settings["teacher"] = teacher.digest()
         return TeacherCache(Path(folder), config.top_k, self.loss_config.temperature, settings)
 
     @torch.no_grad()
@@ -150,13 +186,17 @@ class Distillation(TagiStage):
 
         Args:
             batch: B examples of T tasks.
-            taught: The T tasks' adapters; None for the bare backbone.
+            taught: The T tasks' adapters; None for the bare backbone, or a teacher that has its own.
             rows: Which examples; None for all.
         """
-        prompt, labels, task_index = self.prompts(batch), batch.labels, batch.task_index
+        if isinstance(self.teacher_model, TagiModel):
+            inputs, adapter = self.teacher_model.inputs(batch), self.teacher_model.adapt(batch.instruction)
+        else:
+            inputs, adapter = self.prompts(batch), TaskAdapter(lora=taught)
+        labels, task_index = batch.labels, batch.task_index
         if rows is not None:
-            prompt, labels, task_index = prompt.map(lambda tensor: tensor[rows]), labels[rows], task_index[rows]
-        logits: Tensor = self.backbone(prompt, labels, TaskAdapter(lora=taught), task_index)
+            inputs, labels, task_index = inputs.map(lambda tensor: tensor[rows]), labels[rows], task_index[rows]
+        logits: Tensor = self.teacher_model(inputs, labels, adapter, task_index)
         return logits
 
     def prompts(self, batch: TaskBatch) -> Tokens:
@@ -169,12 +209,12 @@ class Distillation(TagiStage):
             raise ValueError("the logits teacher reads instruction and input concatenated: set data.with_prompt=true")
         return batch.prompt
 
-    def teacher(self, batch: TaskBatch, taught: LoraWeights | None) -> Tensor | TopK:
+    def teacher_answer(self, batch: TaskBatch, taught: LoraWeights | None) -> Tensor | TopK:
         """Returns what L_kl follows: the teacher's logits [B, O, V] or, with a cache, the `TopK` of the targets."""
         if self.teacher_cache is None:
             return self.teacher_logits(batch, taught)
         categories = batch.category[batch.task_index].tolist()
-        adapters = [self.teacher_digests[category] if self.bank is not None else b"" for category in categories]
+        adapters = [self.teacher_digests[category] if taught is not None else b"" for category in categories]
         keys = example_keys(self.prompts(batch), batch.labels, adapters)
         answer, found = self.teacher_cache.fill(keys, batch.labels, partial(self.teacher_logits, batch, taught))
         self.log("train/teacher_cache_hits", found / len(batch), batch_size=len(batch))
@@ -184,7 +224,7 @@ class Distillation(TagiStage):
         """Returns the weighted terms of eq. 6 as means over the batch's examples, by name."""
         config = self.loss_config
         taught = self.bank().index(batch.category) if self.bank is not None else None
-        terms = self.answer_terms(batch, adapter, taught)
+        terms = self.answer_terms(batch, adapter, taught if self.follows_categories else None)
         if self.aligns:
             assert adapter.lora is not None
             assert taught is not None
@@ -199,9 +239,9 @@ class Distillation(TagiStage):
     def answer_terms(self, batch: TaskBatch, adapter: TaskAdapter, taught: LoraWeights | None) -> dict[str, Tensor]:
         """Returns the weighted terms of eq. 6 over the student's answers, L_pred and L_kl."""
         config, labels = self.loss_config, batch.labels
-        logits = self.model(batch.input, labels, adapter, batch.task_index)
+        logits = self.model(self.model.inputs(batch), labels, adapter, batch.task_index)
         if config.lambda1:
-            teacher = self.teacher(batch, taught)
+            teacher = self.teacher_answer(batch, taught)
             pred, kl = prediction_and_distillation_loss(logits, teacher, labels, config.temperature)
             losses = {"pred": pred, "kl": kl}
         else:

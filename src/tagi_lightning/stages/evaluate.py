@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
+from tagi_lightning.controls import Controls, Instructions, check_generates
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation import SYSTEMS, SystemRunner, to_predictions
 from tagi_lightning.fusion import FusionConfig
@@ -15,12 +16,15 @@ from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.predictions import Prediction
-from tagi_lightning.serialization import from_plain, load_bank, load_tagi, read_folder
+from tagi_lightning.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
 
 
 class Evaluation(Stage):
-    """Decodes the instances of one system after another; `system` says which is next."""
+    """Decodes the instances of one system after another; `system` says which is next.
+
+    `instructions` gives controls the task set's instructions, and is set before the first system runs.
+    """
 
     stage_name = "evaluate"
 
@@ -54,30 +58,63 @@ class Evaluation(Stage):
         self.system = self.systems[0] if self.systems else ""
         self.rows: list[Prediction] = []
         self.seconds = 0.0
+        self.instructions: Instructions | None = None
 
     def build(self) -> None:
-        """Loads the backbone, and hypernetwork and teachers where a system needs them."""
+        """Loads the backbone, and hypernetwork and teachers where a system needs them.
+
+        Raises:
+            ValueError: If a system asks for what the model does not have.
+            ModelFolderError: If the teachers are those of other categories.
+        """
+        specs = [SYSTEMS[name] for name in self.systems if name in SYSTEMS]
         self.backbone = self.load_run_backbone()
-        needs = {SYSTEMS[name].adapter for name in self.systems if name in SYSTEMS}
-        self.bank: LoraBank | None = None
-        self.model = bare_model(self.backbone)
-        if "generated" in needs:
+        self.model = self.bare = bare_model(self.backbone)
+        if any(spec.generates for spec in specs):
             self.model, _ = load_tagi(self.weights, self.backbone)
-        if "taught" in needs:
-            _, config = read_folder(self.teachers, "teachers", "make teachers")
-            self.bank = load_bank(self.teachers, self.backbone, from_plain(LoraConfig, config["lora"]))
-        self.model.requires_grad_(False)
+            if self.model.config.trained_backbone != "none":
+                # systems without the trained model run the backbone as it was
+                self.bare = bare_model(self.load_run_backbone())
+        if any(spec.replaces_adapter for spec in specs):
+            check_generates(self.model)
+        bank = self.load_teachers() if any(spec.uses_teachers for spec in specs) else None
+        self.bank = bank
+        self.controls = Controls(self.model, bank, self.instructions, self.bare.backbone)
+        self.requires_grad_(False)
+
+    def load_teachers(self) -> LoraBank:
+        """Loads the teachers.
+
+        Raises:
+            ModelFolderError: If they are those of other categories than the present training tasks have.
+        """
+        _, config = read_folder(self.teachers, "teachers", "make teachers")
+        bank = load_bank(self.teachers, self.backbone, from_plain(LoraConfig, config["lora"]))
+        categories = self.trainer.datamodule.categories  # type: ignore[attr-defined]
+        if bank.names != categories:
+            raise ModelFolderError(
+                f"the teachers in {self.teachers} are of {len(bank.names)} categories, and the training tasks have "
+                f"{len(categories)} or others; give the same data options, or train them again: make teachers"
+            )
+        return bank
+
+    def runner(self) -> SystemRunner:
+        """Returns what runs the present system, with no instruction read yet."""
+        spec = SYSTEMS[self.system]
+        return SystemRunner(spec, self.model if spec.generates else self.bare, self.controls)
 
     def on_test_epoch_start(self) -> None:
         """Starts a system's clock and rows."""
-        self.runner = SystemRunner(SYSTEMS[self.system], self.model, self.bank)
+        self._runner = self.runner()
         self.rows = []
         self.seconds = 0.0
 
     def test_step(self, batch: TaskBatch, batch_index: int) -> None:
-        """Decodes one batch."""
+        """Decodes one batch; the first one is decoded once before, so that no system's time counts a cold start."""
+        if batch_index == 0:
+            self.runner().answer(batch, self.generation, self.tokenizer)
         start = time.perf_counter()
-        answers = self.runner.answer(batch, self.generation, self.tokenizer)
+        answers = self._runner.answer(batch, self.generation, self.tokenizer)
         self.seconds += time.perf_counter() - start
         find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
         self.rows += to_predictions(batch, answers, self.tokenizer, find_task)

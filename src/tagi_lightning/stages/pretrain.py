@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
+
 from torch import Tensor
 
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
-from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.stages.base import OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
+
+MEASURED_BATCHES = 32
+"""Batches of text whose states are measured where `hypernetwork.standardize` is on."""
 
 
 class HypernetworkPretraining(TagiStage):
@@ -33,8 +39,18 @@ class HypernetworkPretraining(TagiStage):
             tagi: Adapter, hypernetwork, fusion and memory.
             optimizer: Optimizer and schedule.
             init_from: none, or a model folder to start from.
+
+        Raises:
+            ValueError: If the backbone is to read the instruction, too.
         """
+        if tagi.reads == "prompt":
+            raise ValueError("pretrain lets a reach the backbone through its adapter alone: set tagi.reads=input")
         super().__init__(run, backbone, tagi, optimizer, GenerationConfig(), init_from)
+
+    def instructions_to_measure(self) -> Iterable[Tokens]:
+        """Yields the segments a of the first batches."""
+        for batch in islice(self.trainer.datamodule.train_dataloader(), MEASURED_BATCHES):  # type: ignore[attr-defined]
+            yield batch.instruction
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 3 over one batch."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+import torch
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
@@ -60,7 +63,11 @@ class TagiStage(Stage):
         self.validation_rows: list[Prediction] = []
 
     def build(self) -> None:
-        """Loads the backbone, builds hypernetwork and fusion and loads the weights they start from."""
+        """Loads the backbone, builds hypernetwork and fusion and loads the weights they start from.
+
+        Raises:
+            ValueError: If instruction states are to be kept while the backbone that gives them trains.
+        """
         self.backbone = self.load_run_backbone()
         self.model = TagiModel(self.backbone, self.tagi_config)
         source = self.initial_folder()
@@ -69,11 +76,33 @@ class TagiStage(Stage):
             check_backbone(source, config, self.backbone)
             load_tagi_weights(self.model, tensors, str(source))
             self.passed_stages = tuple(config["stages"])
-        if self.instruction_cache_mb:
+        self.freeze_untrained()
+        if self.instruction_cache_mb and self.model.uses_instruction:
             self.instruction_cache = InstructionStatesCache(self.model, self.instruction_cache_mb * 2**20)
 
+    def on_fit_start(self) -> None:
+        """Measures the training instructions, where the hypernetwork standardises their states and has not yet."""
+        hypernetwork = self.model.hypernetwork
+        if hypernetwork is None or not hypernetwork.to_measure:
+            return
+        pooled = []
+        with torch.no_grad():
+            for instruction in self.instructions_to_measure():
+                read = self.read_instructions(instruction.to(self.device))
+                weights = read.mask / read.mask.sum(-1, keepdim=True)
+                pooled.append(torch.einsum("ti,tid->td", weights, read.states.float()))
+        hypernetwork.measure(self.trainer.strategy.broadcast(torch.cat(pooled)))
+
+    def instructions_to_measure(self) -> Iterable[Tokens]:
+        """Yields the training instructions, for the mean and deviation of their states."""
+        for batch in self.trainer.datamodule.instruction_dataloader(whole=True):  # type: ignore[attr-defined]
+            yield batch.instruction
+
+    def freeze_untrained(self) -> None:
+        """Holds still what this stage does not train."""
+
     def read_instructions(self, instruction: Tokens) -> InstructionStates:
-        """Returns the frozen backbone's states over instructions [T, I], from the cache where there is one."""
+        """Returns the backbone's states over instructions [T, I], from the cache where there is one."""
         if self.instruction_cache is not None:
             return self.instruction_cache.encode(instruction)
         return self.model.encode_instructions(instruction)
@@ -110,12 +139,12 @@ class TagiStage(Stage):
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Logs the loss, and decodes answers for the scores where the batch carries references."""
-        adapter = self.model.adapt(batch.instruction)
-        logits = self.model(batch.input, batch.labels, adapter, batch.task_index)
+        adapter, inputs = self.model.adapt(batch.instruction), self.model.inputs(batch)
+        logits = self.model(inputs, batch.labels, adapter, batch.task_index)
         loss = prediction_loss(logits, batch.labels).mean()
         self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
         if batch.references:
-            answers = answer(self.model, batch, batch.input, adapter, batch.task_index, self.generation, self.tokenizer)
+            answers = answer(self.model, batch, inputs, adapter, batch.task_index, self.generation, self.tokenizer)
             find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
             self.validation_rows += to_predictions(batch, answers, self.tokenizer, find_task)
 
@@ -131,5 +160,6 @@ class TagiStage(Stage):
                 self.log(f"val/{name}", scores[name], prog_bar=True, sync_dist=True)
 
     def save(self, folder: Path) -> None:
-        """Writes hypernetwork and fusion, with the stages they passed through."""
-        save_tagi(self.model, folder, (*self.passed_stages, self.stage_name))
+        """Writes what was trained, with the stages it passed through."""
+        prompts = getattr(self.trainer.datamodule, "prompts", None)  # type: ignore[attr-defined]
+        save_tagi(self.model, folder, (*self.passed_stages, self.stage_name), prompts)
