@@ -11,12 +11,14 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator
-from tagi_lightning.data.prompts import PromptAssembler, PromptForm
+from tagi_lightning.data.instruction import InstructionPrompts
+from tagi_lightning.data.paraphrase import paraphrase
+from tagi_lightning.data.prompts import PlainForm, PromptAssembler, PromptForm
 from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import (
@@ -30,6 +32,7 @@ from tagi_lightning.data.splits import ValSplit, exchange_instructions
 from tagi_lightning.data.task import Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
+from tagi_lightning.data.tokenizer import load_tokenizer
 
 DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
 """Demonstrations an instruction shows in each setting."""
@@ -174,12 +177,13 @@ class InstructionDataModule(L.LightningDataModule):
         Raises:
             ValueError: If it is not one of the `tokenizers` library, or has no padding token.
         """
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name)
-        if not isinstance(tokenizer, PreTrainedTokenizerFast):
-            raise ValueError(f"{self.tokenizer_name} is no fast tokenizer: give one with a tokenizer.json")
-        if tokenizer.pad_token_id is None:
-            raise ValueError(f"{self.tokenizer_name} has no padding token: name one as pad_token in its folder")
-        return tokenizer
+        return load_tokenizer(self.tokenizer_name)
+
+    @property
+    def prompts(self) -> InstructionPrompts:
+        """How instructions are written, as models keep it."""
+        texts: Literal["plain", "definition"] = "plain" if isinstance(self.texts, PlainForm) else "definition"
+        return InstructionPrompts(self.prompt, texts, DEMONSTRATIONS[self.setting], self.max_input_length)
 
     @cached_property
     def report(self) -> DataReport:
@@ -250,7 +254,20 @@ class InstructionDataModule(L.LightningDataModule):
 
     def wrong_instruction_dataloader(self) -> ResumableLoader:
         """Returns the test tasks' instances, each task under another test task's instruction."""
-        return self._evaluation(self._tokenized(exchange_instructions(self.splits.test, self.seed)))
+        return self._evaluation(self.exchanged_tasks)
+
+    def paraphrased_dataloader(self) -> ResumableLoader:
+        """Returns the test tasks' instances, each task under its own instruction in other words."""
+        return self._evaluation(self._tokenized([paraphrase(task) for task in self.splits.test]))
+
+    def exchange(self) -> Sequence[Task]:
+        """Returns the test tasks, each with another one's instruction."""
+        return exchange_instructions(self.splits.test, self.seed)
+
+    @cached_property
+    def exchanged_tasks(self) -> TokenizedTasks:
+        """The tokenised tasks of `exchange`."""
+        return self._tokenized(self.exchange())
 
     def find_task(self, name: str) -> Task:
         """Returns the task called `name`.
@@ -265,13 +282,18 @@ class InstructionDataModule(L.LightningDataModule):
         splits = self.splits
         return {task.name: task for task in (*splits.train, *splits.validation, *splits.test)}
 
-    def instruction_dataloader(self) -> ResumableLoader:
-        """Returns batches of T training instructions with their categories and no examples, for alignment."""
-        sampler = InstructionSampler(len(self.tasks["train"].tasks), self.tasks_per_batch, self.seed, *self._place)
+    def instruction_dataloader(self, whole: bool = False) -> ResumableLoader:
+        """Returns batches of T training instructions with their categories and no examples, for alignment.
+
+        Args:
+            whole: Whether every device gets all of them instead of its share.
+        """
+        place = (0, 1) if whole else self._place
+        sampler = InstructionSampler(len(self.tasks["train"].tasks), self.tasks_per_batch, self.seed, *place)
         return ResumableLoader(
             InstructionDataset(self.tasks["train"]),
             batch_sampler=sampler,
-            collate_fn=self._collator.instructions,
+            collate_fn=self.collator.instructions,
             num_workers=self.num_workers,
         )
 
@@ -280,7 +302,8 @@ class InstructionDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
-    def _collator(self) -> TaskCollator:
+    def collator(self) -> TaskCollator:
+        """What makes batches of examples."""
         pad_id = self.tokenizer.pad_token_id
         return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt)
 
@@ -303,6 +326,6 @@ class InstructionDataModule(L.LightningDataModule):
         return ResumableLoader(
             tasks,  # type: ignore[arg-type]  # needs no base class
             batch_sampler=sampler,
-            collate_fn=self._collator,
+            collate_fn=self.collator,
             num_workers=self.num_workers,
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from data_modules.instruction import InstructionDataModule, ResumableLoader
+from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.p3 import exchange_datasets, read_p3
 from tagi_lightning.data.prompts import PlainForm
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.task import TaskSplits
+from tagi_lightning.data.task import Task, TaskSplits
 
 
 class P3DataModule(InstructionDataModule):
@@ -83,6 +84,6 @@ class P3DataModule(InstructionDataModule):
             report=report,
         )
 
-    def wrong_instruction_dataloader(self) -> ResumableLoader:
-        """Returns the test tasks' instances, each task under a template of another data set."""
-        return self._evaluation(self._tokenized(exchange_datasets(self.splits.test, self.seed)))
+    def exchange(self) -> Sequence[Task]:
+        """Returns the test tasks, each with a template of another data set."""
+        return exchange_datasets(self.splits.test, self.seed)

@@ -5,7 +5,9 @@ import pytest
 import torch
 from transformers import T5Config
 
+from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig, build_backbone
+from tagi_lightning.controls import Controls
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Instance, Task
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, Answers, SystemRunner, measure_flops, to_predictions
@@ -47,6 +49,24 @@ def bank(backbone):
     for number, parameter in enumerate(bank.parameters()):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
     return bank.eval()
+
+
+class Instructions:
+    """Those of a few tasks, the same for training and test."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def of_split(self, split):
+        yield make_batch(self.tokens, "abc", [], seed=30)
+
+    def wrong(self, tasks):
+        return self.tokens([6] * len(tasks), seed=31)
+
+
+@pytest.fixture
+def instructions(tokens):
+    return Instructions(tokens)
 
 
 def test_systems_have_titles_of_their_own_and_names_that_differ_from_the_heuristics():
@@ -101,12 +121,12 @@ def test_baselines_read_what_they_say_and_nothing_adapts_them(model, tokens):
 
 def test_every_example_is_read_by_the_teacher_of_its_tasks_category(model, bank, tokens, merge, distance):
     batch = make_batch(tokens, "abc", [0, 1, 1, 2])
-    found = SystemRunner(SYSTEMS["teachers"], model, bank).forward(batch)
+    found = SystemRunner(SYSTEMS["teachers"], model, Controls(model, bank)).forward(batch)
     for n, category in enumerate([1, 0, 0, 1]):
         merged = merge(model.backbone, bank(), category)
         prompt = batch.prompt.map(lambda tensor, n=n: tensor[n : n + 1])
         with torch.no_grad():
-            expected = merged(prompt, batch.labels[n : n + 1], SystemRunner(SYSTEMS["tagi"], model)._adapter, None)
+            expected = merged(prompt, batch.labels[n : n + 1], TaskAdapter(), None)
         assert distance(found[n : n + 1], expected) < 1e-5
 
 
@@ -120,17 +140,19 @@ def test_what_a_system_lacks_is_named(model, tokens):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("generator", ["shared", "paper"])
-def test_measured_flops_are_those_of_a_real_eager_run(backbone, trained, bank, tokens, name, generator):
+def test_measured_flops_are_those_of_a_real_eager_run(backbone, trained, bank, tokens, instructions, name, generator):
     model = trained(backbone, TagiConfig(LORA, HypernetworkConfig(generator=generator)))
     batches = [
         make_batch(tokens, "ab", [0, 0, 1]),
         make_batch(tokens, "ab", [1, 1], seed=4),
         make_batch(tokens, "c", [0]),
     ]
-    runner = SystemRunner(SYSTEMS[name], model, bank)
+    controls = Controls(model, bank, instructions)
+    counted = measure_flops(SYSTEMS[name], model, batches, controls)
+    runner = SystemRunner(SYSTEMS[name], model, controls)
     with torch.no_grad(), eager_attention(model.backbone.model):
         expected = sum(count_flops(lambda batch=batch: runner.forward(batch)) for batch in batches)
-    assert measure_flops(SYSTEMS[name], model, batches, bank) == expected > 0
+    assert counted == expected > 0
 
 
 def test_measuring_changes_neither_weights_nor_the_attention_in_use(model, tokens):

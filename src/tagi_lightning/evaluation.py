@@ -13,13 +13,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
-from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
+from tagi_lightning import controls
+from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.adapter_cache import AdapterCache
 from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.controls import Adapt, Controls, Source
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Task
 from tagi_lightning.flops import count_flops, eager_attention
-from tagi_lightning.lora import LoraBank
 from tagi_lightning.model import TagiModel
 from tagi_lightning.predictions import Prediction
 
@@ -29,27 +30,54 @@ class SystemSpec:
     """One system of a comparison.
 
     Attributes:
-        reads: The bare input, or instruction and input concatenated.
-        adapter: Nothing, adapters generated from the instructions, or the taught adapter of the task's category.
-        data: Test tasks, test tasks each with another test task's instruction, or held-out training instances.
+        reads: The bare input, instruction and input concatenated, or what the trained model was trained to read.
+        adapter: What gives each batch its adapters.
+        data: Test tasks, those each with another test task's instruction or with its own in other words, or held-out
+            training instances.
         title: What tables call it.
     """
 
-    reads: Literal["input", "prompt"]
-    adapter: Literal["none", "generated", "taught"]
-    data: Literal["test", "wrong_instruction", "held_out"]
+    reads: Literal["input", "prompt", "trained"]
+    adapter: Source
+    data: Literal["test", "wrong_instruction", "paraphrased", "held_out"]
     title: str
+
+    @property
+    def generates(self) -> bool:
+        """Whether the hypernetwork takes part."""
+        return self.adapter is controls.generated or self.replaces_adapter
+
+    @property
+    def replaces_adapter(self) -> bool:
+        """Whether fusion and memory are the task's own and LoRA and prefix are not."""
+        return self.adapter in (controls.other_generated, controls.mean_generated)
+
+    @property
+    def uses_teachers(self) -> bool:
+        """Whether teachers take part."""
+        return self.adapter in (controls.taught, controls.mean_taught, controls.nearest_taught)
 
 
 SYSTEMS: dict[str, SystemSpec] = {
-    "no_instruction": SystemSpec("input", "none", "test", "backbone, no instruction"),
-    "wrong_instruction": SystemSpec("input", "generated", "wrong_instruction", "TAGI, another task's instruction"),
-    "concatenated": SystemSpec("prompt", "none", "test", "backbone, instruction concatenated"),
-    "tagi": SystemSpec("input", "generated", "test", "TAGI"),
-    "teachers_backbone": SystemSpec("prompt", "none", "held_out", "held out: backbone, instruction concatenated"),
-    "teachers": SystemSpec("prompt", "taught", "held_out", "held out: the categories' teachers"),
+    "no_instruction": SystemSpec("input", controls.nothing, "test", "backbone, no instruction"),
+    "wrong_instruction": SystemSpec(
+        "trained", controls.generated, "wrong_instruction", "TAGI, another task's instruction"
+    ),
+    "wrong_adapter": SystemSpec("trained", controls.other_generated, "test", "TAGI, another task's LoRA"),
+    "mean_adapter": SystemSpec("trained", controls.mean_generated, "test", "TAGI, mean LoRA of the training tasks"),
+    "paraphrased": SystemSpec("trained", controls.generated, "paraphrased", "TAGI, instruction in other words"),
+    "mean_teachers": SystemSpec("prompt", controls.mean_taught, "test", "mean of the teachers"),
+    "nearest_teacher": SystemSpec(
+        "prompt", controls.nearest_taught, "test", "teacher of the most similar training instruction"
+    ),
+    "concatenated": SystemSpec("prompt", controls.nothing, "test", "backbone, instruction concatenated"),
+    "tagi": SystemSpec("trained", controls.generated, "test", "TAGI"),
+    "teachers_backbone": SystemSpec(
+        "prompt", controls.nothing, "held_out", "held out: backbone, instruction concatenated"
+    ),
+    "teachers": SystemSpec("prompt", controls.taught, "held_out", "held out: the categories' teachers"),
 }
-"""Systems that run a model, by name."""
+"""Systems that run a model, by name. `teachers` is the control by the teacher of the task itself: one a category."""
 
 HEURISTICS = {
     "copy_input": "copy the input",
@@ -80,39 +108,42 @@ class SystemRunner:
         self,
         spec: SystemSpec,
         model: TagiModel,
-        bank: LoraBank | None = None,
-        adapt: Callable[[Tokens], TaskAdapter] | None = None,
+        controls: Controls | None = None,
+        adapt: Adapt | None = None,
     ) -> None:
         """Takes what the system is made of.
 
         Args:
             spec: The system.
             model: Backbone, and the hypernetwork where the system generates adapters.
-            bank: The teachers, where the system uses taught adapters.
+            controls: Teachers, and what is computed once for all tasks, where the system uses any.
             adapt: Turns instructions into adapters; None for a cache of prepared adapters.
         """
         self.spec = spec
         self.model = model
+        self.controls = controls or Controls(model)
         self.adapt = adapt or AdapterCache(model)
-        self.bank = bank
         self._tasks: tuple[str, ...] = ()
         self._adapter = TaskAdapter()
 
-    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter, Tensor]:
-        """Returns what the backbone reads, its adapter, and the adapter's row for each example.
+    def inputs(self, batch: TaskBatch) -> Tokens:
+        """Returns what the system reads.
 
         Raises:
-            ValueError: If the batch lacks the concatenated prompt that the system reads.
+            ValueError: If the batch lacks the concatenated prompt.
         """
+        if self.spec.reads == "trained":
+            return self.model.inputs(batch)
         inputs = batch.input if self.spec.reads == "input" else batch.prompt
         if inputs is None:
             raise ValueError("this system reads instruction and input concatenated: set data.with_prompt=true")
-        if self.spec.adapter == "taught":
-            if self.bank is None:
-                raise ValueError("this system needs the teachers")
-            return inputs, TaskAdapter(lora=self.bank()), batch.category[batch.task_index]
-        if self.spec.adapter == "generated" and (not batch.tasks or batch.tasks != self._tasks):
-            self._adapter = self.adapt(batch.instruction)
+        return inputs
+
+    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter, Tensor]:
+        """Returns what the backbone reads, its adapter, and the adapter's row for each example."""
+        inputs = self.inputs(batch)
+        if not batch.tasks or batch.tasks != self._tasks:
+            self._adapter = self.spec.adapter(self.controls, self.adapt, batch)
             self._tasks = batch.tasks
         return inputs, self._adapter, batch.task_index
 
@@ -120,7 +151,7 @@ class SystemRunner:
     def answer(self, batch: TaskBatch, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Answers:
         """Answers one batch: ranks its choices where it has any, generates elsewhere."""
         inputs, adapter, index = self.condition(batch)
-        merged = isinstance(adapter, PreparedAdapter) and adapter.num_tasks == 1
+        merged = adapter.lora is not None and adapter.num_tasks == 1
         with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
             return answer(self.model, batch, inputs, rest, index, config, tokenizer)
 
@@ -210,21 +241,22 @@ def to_predictions(
 
 
 def measure_flops(
-    spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], bank: LoraBank | None = None
+    spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], controls: Controls | None = None
 ) -> int:
     """Counts the operations of a system over `batches` with outputs of the references' length, by shapes alone.
 
-    Attention runs in its plain form on tensors without storage, so that nothing is computed and everything is counted.
+    Attention runs in its plain form on tensors without storage, so that nothing is computed and everything is counted,
+    except what is computed once for all tasks: a mean adapter, the search for similar instructions.
 
     Args:
         spec: The system.
         model: Its backbone and hypernetwork.
         batches: What it reads; each run of batches with the same tasks has its instructions encoded once.
-        bank: The teachers, where the system uses taught adapters.
+        controls: Teachers, and what is computed once for all tasks, where the system uses any.
     """
     total = 0
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    runner = SystemRunner(spec, model, bank, adapt=lambda tokens: model.backbone.prepare(model.adapt(tokens)))
+    runner = SystemRunner(spec, model, controls, adapt=lambda tokens: model.backbone.prepare(model.adapt(tokens)))
     with eager_attention(model.backbone.model):
         for batch in batches:
             with fake:

@@ -5,7 +5,12 @@ import pytest
 import torch
 from commands import command, copy_stages, tagi
 
+from tagi_lightning.backbones import BackboneConfig, load_backbone
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
+from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.serialization import read_folder, save_tagi, write_folder
 
 ALL = [*HEURISTICS, *SYSTEMS]
 FACTS = {"system", "seed", "python", "versions", "commit"}
@@ -47,7 +52,7 @@ def test_a_system_leaves_predictions_whose_score_is_its_metrics(evaluated, syste
 def test_every_test_instance_is_answered_once_by_every_system(evaluated, task_set):
     names = (task_set / "splits/default/test_tasks.txt").read_text(encoding="utf-8").split()
     expected = {(name, f"{name}-{row}") for name in names for row in range(2)}
-    for system in ("no_instruction", "wrong_instruction", "concatenated", "tagi", *HEURISTICS):
+    for system in [name for name, spec in SYSTEMS.items() if spec.data != "held_out"] + list(HEURISTICS):
         lines = (evaluated[0] / "evaluate" / system / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         assert {(row["task"], row["id"]) for row in rows} == expected
@@ -72,6 +77,25 @@ def test_the_wrong_instruction_is_another_tasks(evaluated):
     assert set(wrong.values()) == set(right.values())
 
 
+def test_controls_tell_what_they_were_made_of(evaluated, task_set):
+    names = {
+        split: (task_set / f"splits/default/{split}_tasks.txt").read_text(encoding="utf-8").split()
+        for split in ("train", "test")
+    }
+    mean, teachers = metrics(evaluated[0], "mean_adapter"), metrics(evaluated[0], "mean_teachers")
+    assert mean["mean_of"] == len(names["train"])
+    assert teachers["mean_of"] == len({name.split("_")[1] for name in names["train"]})
+    for found in (mean, teachers):
+        assert 0 < found["kept"] <= 1
+        assert 0 < found["agreement"] <= 1.0001
+    nearest = metrics(evaluated[0], "nearest_teacher")["nearest"]
+    assert nearest.keys() == set(names["test"])
+    assert {task for task, _ in nearest.values()} <= set(names["train"])
+    assert metrics(evaluated[0], "paraphrased")["paraphrases"] == {
+        "own": len(names["test"]), "rewritten": 0, "changed_words": 0.0
+    }  # fmt: skip
+
+
 def test_cost_is_relative_to_the_concatenated_backbone_and_weights_are_named(evaluated):
     run = evaluated[0]
     assert metrics(run, "concatenated")["relative_flops"] == 1.0
@@ -79,6 +103,12 @@ def test_cost_is_relative_to_the_concatenated_backbone_and_weights_are_named(eva
     assert 0 < metrics(run, "no_instruction")["relative_flops"] < 1
     assert metrics(run, "tagi")["relative_flops"] == metrics(run, "wrong_instruction")["relative_flops"]
     assert metrics(run, "tagi")["relative_flops_formula"] > 0
+    assert (
+        metrics(run, "mean_adapter")["flops"] == metrics(run, "tagi")["flops"] < metrics(run, "wrong_adapter")["flops"]
+    )
+    assert metrics(run, "nearest_teacher")["flops"] == metrics(run, "mean_teachers")["flops"]
+    for system in ("mean_adapter", "mean_teachers", "nearest_teacher"):
+        assert metrics(run, system)["flops_leave_out"]
     assert metrics(run, "tagi")["weights"] == str(run / "distill" / "model")
     assert "weights" not in metrics(run, "concatenated")
     digests = {metrics(run, system)["backbone_digest"] for system in SYSTEMS}
@@ -159,3 +189,70 @@ def test_other_prompts_than_in_training_are_refused_and_another_precision_is_tol
     assert "was trained with other prompts" in capsys.readouterr().err
     assert tagi([*arguments, "--backbone.dtype=bfloat16"]) == 0
     assert "trained otherwise: backbone.dtype 'float32' there, 'bfloat16' here" in capsys.readouterr().out
+
+
+def saved_model(chain, folder, **config):
+    """Saves an untrained model of the chain's backbone, whose saved weights are moved away from their start."""
+    backbone = load_backbone(BackboneConfig(str(chain / "pretrain-backbone" / "model")))
+    model = TagiModel(backbone, TagiConfig(**config))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.trained_parameters().values():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    save_tagi(model, folder)
+    return f"--model.init_args.weights={folder}"
+
+
+def rows_of(run, system):
+    lines = (run / "evaluate" / system / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prediction"] for line in lines]
+
+
+def test_the_bare_backbone_stays_as_it_was_where_training_changed_it(chain, task_set, tmp_path):
+    weights = saved_model(
+        chain,
+        tmp_path / "tuned" / "distill" / "model",
+        reads="prompt",
+        trained_backbone="all",
+        hypernetwork=HypernetworkConfig(enabled=False),
+        fusion=FusionConfig(enabled=False),
+        decoder_memory=False,
+    )
+    names = ("no_instruction", "concatenated")
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    for run, options in ((alone, [systems(*names)]), (beside, [systems("tagi", *names), weights])):
+        copy_stages(chain, run, "pretrain-backbone")
+        assert tagi(command("evaluate", run, task_set, *options)) == 0
+    for name in names:
+        assert rows_of(alone, name) == rows_of(beside, name)
+        assert metrics(alone, name)["backbone_digest"] == metrics(beside, name)["backbone_digest"]
+    # the trained model reads the prompt, and answers by other weights
+    assert rows_of(beside, "tagi") != rows_of(beside, "concatenated")
+    assert metrics(beside, "tagi")["relative_flops"] == 1.0
+    assert "relative_flops_formula" not in metrics(beside, "tagi")
+
+
+def test_controls_of_the_adapter_are_refused_where_all_instructions_have_one(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    constant = HypernetworkConfig(generator="constant")
+    weights = saved_model(chain, tmp_path / "distill" / "model", hypernetwork=constant)
+    assert tagi(command("evaluate", tmp_path / "run", task_set, systems("tagi", "mean_adapter"), weights)) == 1
+    assert "leave out mean_adapter and wrong_adapter" in capsys.readouterr().err
+
+
+def test_results_of_other_teachers_are_not_shown_as_todays(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, "pretrain-backbone", "teachers")
+    arguments = command("evaluate", run, task_set, systems("mean_teachers"), "--model.init_args.flops=false")
+    assert tagi(arguments) == tagi(arguments) == 0
+    tensors, config = read_folder(run / "teachers" / "model", "teachers", "")
+    write_folder(run / "teachers" / "model", {name: 2 * tensor for name, tensor in tensors.items()}, config)
+    assert tagi(arguments) == 1
+    assert "the teachers were trained on since" in capsys.readouterr().err
+
+
+def test_teachers_of_other_categories_are_refused(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone", "teachers")
+    options = [systems("nearest_teacher"), "--data.init_args.categories=[first,last]"]
+    assert tagi(command("evaluate", tmp_path / "run", task_set, *options)) == 1
+    assert "give the same data options" in capsys.readouterr().err

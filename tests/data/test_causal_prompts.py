@@ -157,9 +157,9 @@ def test_cached_references_and_choices_are_targets(tokenizer, tmp_path, form, sp
 @pytest.mark.realdata
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_assembled_ids_are_those_of_the_text_on_real_tasks(form):
-    if not (os.environ.get("TAGI_DATA") and os.environ.get("TAGI_CAUSAL_TOKENIZER")):
-        pytest.skip("set TAGI_DATA to a folder holding sni/ and TAGI_CAUSAL_TOKENIZER to a decoder-only tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(os.environ["TAGI_CAUSAL_TOKENIZER"])
+    if not (os.environ.get("TAGI_DATA") and os.environ.get("TAGI_CAUSAL")):
+        pytest.skip("set TAGI_DATA to a folder holding sni/ and TAGI_CAUSAL to one of a decoder-only model")
+    tokenizer = AutoTokenizer.from_pretrained(os.environ["TAGI_CAUSAL"])
     folder = Path(os.environ["TAGI_DATA"], "sni")
     report = DataReport(str(folder))
     tasks = read_sni(folder, allow_missing=True, max_train_instances=1, max_test_instances=5, report=report)

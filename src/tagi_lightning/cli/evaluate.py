@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch.utils.data import DataLoader
 
+from data_modules.control_instructions import ControlInstructions
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
-from tagi_lightning.cli.runs import RunFolderError, differences, environment, flatten
+from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest, flatten
+from tagi_lightning.controls import ONCE_FOR_ALL_TASKS, generated
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.flops import token_formula
 from tagi_lightning.heuristics import copy_demonstration, copy_input
 from tagi_lightning.metrics import aggregate
 from tagi_lightning.predictions import Prediction, write_metrics, write_predictions
+from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.evaluate import Evaluation
 
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
@@ -72,6 +77,7 @@ class Evaluator:
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
         self.stage.trainer = cli.trainer
+        self.stage.instructions = ControlInstructions(self.data)
 
     def run(self) -> None:
         """Evaluates every system that has no result yet, and prints the table of all of them."""
@@ -113,7 +119,7 @@ class Evaluator:
             RunFolderError: If prompts are made otherwise than in training.
         """
         record = self.stage.weights.parent / "config.yaml"
-        uses = any(SYSTEMS[name].adapter == "generated" for name in self.stage.systems if name in SYSTEMS)
+        uses = any(SYSTEMS[name].generates for name in self.stage.systems if name in SYSTEMS)
         if not uses or not record.is_file():
             return
         trained = dict(flatten(yaml.safe_load(record.read_text(encoding="utf-8"))))
@@ -145,9 +151,15 @@ class Evaluator:
                 found.append("the backbone was trained on since")
             if metrics.get("weights_digest") not in (None, self.stage.model.digest()):
                 found.append("the hypernetwork was trained on since")
+            if metrics.get("teachers_digest", self.teachers_digest(name)) != self.teachers_digest(name):
+                found.append("the teachers were trained on since")
         if found:
             reasons = "\n  ".join(found[:10])
             raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n--overwrite=true makes it again.")
+
+    def teachers_digest(self, name: str) -> str | None:
+        """Returns the digest of the teachers' weights where a system uses them."""
+        return file_digest(self.stage.teachers / WEIGHTS) if SYSTEMS[name].uses_teachers else None
 
     @property
     def partial(self) -> bool:
@@ -160,6 +172,7 @@ class Evaluator:
         loaders = {
             "test": self.data.test_dataloader,
             "wrong_instruction": self.data.wrong_instruction_dataloader,
+            "paraphrased": self.data.paraphrased_dataloader,
             "held_out": self.data.held_out_dataloader,
         }
         loader: DataLoader[TaskBatch] = loaders[spec.data]()
@@ -182,21 +195,35 @@ class Evaluator:
             "backbone": stage.backbone.name,
             "backbone_digest": stage.checkpoint_backbone_digest(),
         }
-        if spec.adapter == "generated":
+        if spec.generates:
             facts |= {"weights": str(stage.weights), "weights_digest": stage.model.digest()}
+        if spec.uses_teachers:
+            facts |= {"teachers": str(stage.teachers), "teachers_digest": self.teachers_digest(name)}
+        if spec.data == "paraphrased":
+            facts["paraphrases"] = asdict(count_paraphrases(self.data.splits.test))
+        facts |= stage.controls.facts(spec.adapter)
         if stage.flops and not self.partial:
-            facts["flops"] = self.flops(name)
-            reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
-            facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
-            if spec.adapter == "generated":
-                facts["relative_flops_formula"] = round(self.formula(), 4)
+            facts |= self.costs(name)
         return stage.rows, facts
+
+    def costs(self, name: str) -> dict[str, Any]:
+        """Returns a system's operations, also relative to the concatenated backbone, and what they leave out."""
+        spec = SYSTEMS[name]
+        reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
+        facts: dict[str, Any] = {"flops": self.flops(name)}
+        facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
+        if spec.adapter is generated and self.stage.model.config.reads == "input":
+            facts["relative_flops_formula"] = round(self.formula(), 4)
+        if left_out := ONCE_FOR_ALL_TASKS.get(spec.adapter):
+            facts["flops_leave_out"] = left_out
+        return facts
 
     def flops(self, name: str) -> int:
         """Returns the operations of a system over its whole data, with outputs of the references' length."""
         if name not in self._flops:
-            spec = SYSTEMS[name]
-            self._flops[name] = measure_flops(spec, self.stage.model, self.loader(spec), self.stage.bank)
+            spec, stage = SYSTEMS[name], self.stage
+            model = stage.model if spec.generates else stage.bare
+            self._flops[name] = measure_flops(spec, model, self.loader(spec), stage.controls)
         return self._flops[name]
 
     def formula(self) -> float:

@@ -66,17 +66,14 @@ class TaskCollator:
             **self._ranked([example for example in examples if example.index.epoch is None]),
         )
 
-    def instructions(self, items: Sequence[tuple[TokenizedTask, int]]) -> TaskBatch:
+    def instructions(self, items: Sequence[tuple[TokenizedTask, int | None]]) -> TaskBatch:
         """Returns a batch of T instructions and no examples, B = 0.
 
         Args:
-            items: Tasks with the epoch; each epoch shows the next phrasing.
+            items: Tasks with the epoch; each epoch shows the next phrasing, None the first.
         """
         tasks = [task for task, _ in items]
-        definitions = [
-            task.definitions[(draw(len(task.definitions), self.seed, task.name) + epoch) % len(task.definitions)]
-            for task, epoch in items
-        ]
+        definitions = [self._next_phrasing(task, epoch) for task, epoch in items]
         return TaskBatch(
             instruction=self._instructions(tasks, definitions),
             input=self._pad([]),
@@ -92,6 +89,10 @@ class TaskCollator:
     def _definition(self, task: TokenizedTask, epoch: int | None) -> list[int]:
         drawn = 0 if epoch is None else draw(len(task.definitions), self.seed, epoch, task.name)
         return task.definitions[drawn]
+
+    def _next_phrasing(self, task: TokenizedTask, epoch: int | None) -> list[int]:
+        count = len(task.definitions)
+        return task.definitions[0 if epoch is None else (draw(count, self.seed, task.name) + epoch) % count]
 
     def _target(self, example: Example) -> list[int]:
         index, references = example.index, example.reference_ids

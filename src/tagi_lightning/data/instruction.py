@@ -1,0 +1,175 @@
+"""Instructions on their own: as users give them, and as the tokens that a model was trained to read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
+from tagi_lightning.data.prompts import Form, PlainForm, PromptAssembler, PromptForm
+from tagi_lightning.data.report import DataReport
+from tagi_lightning.data.task import Demonstration
+from tagi_lightning.data.task_file import parse_object, parse_task, read_document, read_text
+
+ADVICE = (
+    "Give a task file in the Super-NaturalInstructions schema (Definition, Positive Examples), or JSON lines "
+    '{"instruction": "...", "demonstrations": [{"input": "...", "output": "..."}], "task": "name"}, of which '
+    "demonstrations and task may be left out."
+)
+INSTANCE = {"input": "", "output": "-"}
+"""Stands in for the instances that a task file must have and an instruction has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        text: The definition of the task.
+        demonstrations: Worked examples, in order.
+        name: Name of the task, empty where it has none.
+    """
+
+    text: str
+    demonstrations: tuple[Demonstration, ...] = ()
+    name: str = ""
+
+    @property
+    def folder_name(self) -> str:
+        """A folder's name that is safe on every system and differs where instructions differ."""
+        ascii_text = unicodedata.normalize("NFKD", self.name or self.text).encode("ascii", "ignore").decode().lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", ascii_text)[:40].strip("-")
+        shown = [[each.input, each.output] for each in self.demonstrations]
+        digest = hashlib.sha256(json.dumps([self.name, self.text, shown]).encode()).hexdigest()[:12]
+        return f"{slug or 'instruction'}-{digest}"
+
+
+def read_task_instruction(path: Path) -> Instruction:
+    """Reads the instruction of a task file in the official schema; its instances play no part.
+
+    Raises:
+        DataError: If the file is not such a task.
+    """
+    report = DataReport(str(path))
+    document = read_document(path, report)
+    found = _parse(document, path.stem, path.name, report) if document is not None else None
+    report.raise_if_errors(ADVICE)
+    assert found is not None
+    return found
+
+
+def read_instructions(path: Path) -> list[Instruction]:
+    """Reads JSON lines, each an instruction; those given twice are taken once.
+
+    Raises:
+        DataError: If any line is no instruction; one message names every problem by line.
+    """
+    report = DataReport(str(path))
+    found: dict[Instruction, None] = {}
+    for number, line in enumerate((read_text(path, report) or "").split("\n"), start=1):
+        where = f"{path.name}:{number}"
+        row = parse_object(line, where, report) if line.strip() else None
+        if row is None:
+            continue
+        name = row.get("task") or ""
+        if not isinstance(name, str):
+            report.error("task's name that is not text", where)
+            continue
+        document = {"Definition": row.get("instruction"), "Positive Examples": row.get("demonstrations") or []}
+        if (instruction := _parse(document, name, where, report)) is not None:
+            found[instruction] = None
+    if not found and not report.errors:
+        report.error("no rows", path.name)
+    report.raise_if_errors(ADVICE)
+    return list(found)
+
+
+def _parse(document: dict[str, Any], name: str, where: str, report: DataReport) -> Instruction | None:
+    task = parse_task(document | {"Categories": [], "Instances": [INSTANCE]}, name, report, where, lambda row: where)
+    return Instruction(task.definitions[0], task.demonstrations, name) if task is not None else None
+
+
+class InstructionTokens(NamedTuple):
+    """An instruction as a model reads it.
+
+    Attributes:
+        ids: Its tokens.
+        shown: How many of its demonstrations are among them.
+    """
+
+    ids: list[int]
+    shown: int
+
+
+@dataclass(frozen=True)
+class InstructionPrompts:
+    """How a model's instructions were written in training; kept with its weights."""
+
+    prompt: PromptKind = "t5"
+    """Whom prompts are for: t5, causal or chat."""
+    texts: Literal["definition", "plain"] = "definition"
+    """definition: Tk-Instruct's words around the texts; plain: the texts as they are (P3)."""
+    demonstrations: int = 0
+    """Demonstrations an instruction shows at most."""
+    max_input_length: int = 1024
+    """Tokens of an instruction at most."""
+
+    @property
+    def form(self) -> Form:
+        """The prompt form."""
+        return prompt_form(self.prompt, self._texts)
+
+    @property
+    def _texts(self) -> PromptForm:
+        return PlainForm() if self.texts == "plain" else PromptForm()
+
+    def tokenize(self, tokenizer: PreTrainedTokenizerFast, instruction: Instruction) -> InstructionTokens:
+        """Returns the tokens of `instruction`, with the demonstrations that fit.
+
+        Raises:
+            ValueError: If its definition leaves no room for any input.
+        """
+        form, assembler = self.form, self._assembler(tokenizer)
+        pieces = [form.definition(instruction.text)]
+        pieces += [form.demonstration(number, each) for number, each in enumerate(instruction.demonstrations, start=1)]
+        definition, *demonstrations = form.tokenize(tokenizer, pieces)
+        if assembler.input_room(len(definition)) < 1:
+            raise ValueError(
+                f"an instruction of {len(definition)} tokens ({instruction.text[:40]!r} ...) leaves no room for an "
+                f"input in the {self.max_input_length} tokens that the model was trained with; shorten it"
+            )
+        lengths = [len(each) for each in demonstrations]
+        shown = assembler.demonstrations_that_fit(lengths, assembler.instruction_room(len(definition)))
+        return InstructionTokens(assembler.instruction(definition, demonstrations), shown)
+
+    def template(self, tokenizer: PreTrainedTokenizerFast, instruction: Instruction | None = None) -> str:
+        """Returns the text that the backbone reads, `{input}` standing for an input.
+
+        Args:
+            tokenizer: The model's tokenizer, whose chat template may be part of the text.
+            instruction: Given where the backbone reads it together with the input.
+        """
+        form = self.form
+        pieces = []
+        if instruction is not None:
+            shown = enumerate(instruction.demonstrations[: self.demonstrations], start=1)
+            pieces = [form.definition(instruction.text), *(form.demonstration(number, each) for number, each in shown)]
+        if isinstance(form, PromptForm):
+            return "".join([*pieces, form.connection if pieces else "", form.input("{input}"), form.cue])
+        frame = self._assembler(tokenizer).frame
+        rows = form.tokenize(tokenizer, [*pieces, form.input("{input}")])
+        before = [*frame.start, *chain(*rows[:-1]), *frame.joint] if pieces else frame.opening
+        text = tokenizer.decode([*before, *rows[-1], *frame.cue])
+        assert isinstance(text, str)
+        return text
+
+    def _assembler(self, tokenizer: PreTrainedTokenizerFast) -> PromptAssembler:
+        return PromptAssembler.from_tokenizer(tokenizer, self.demonstrations, self.max_input_length, form=self.form)
