@@ -25,12 +25,33 @@ MTEST11 = (
 )
 """The test tasks, by P3's names."""
 
+TABLE10 = dict(zip(("R1", "R2", "R3", "HS", "CB", "COPA", "RTE", "WiC", "WSC", "WGD", "SC"), MTEST11, strict=True))
+"""The test tasks by the names of Table 10's columns."""
+
 
 @cache
+def paper_tables() -> dict[str, tuple[dict[str, Any], ...]]:
+    """Returns the rows of the paper's tables and figures, as printed, by table2, figure3 and so on."""
+    text = resources.files("tagi_lightning").joinpath("paper.yaml").read_text(encoding="utf-8")
+    return {name: tuple(rows) for name, rows in yaml.safe_load(text).items()}
+
+
 def paper_table(name: str) -> tuple[dict[str, Any], ...]:
     """Returns the rows of one of the paper's tables, as printed."""
-    text = resources.files("tagi_lightning").joinpath("paper.yaml").read_text(encoding="utf-8")
-    return tuple(yaml.safe_load(text)[name])
+    return paper_tables()[name]
+
+
+def table10_row(accuracies: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns what Table 10 prints of a system, by its columns' names; None for what `accuracies` do not give.
+
+    Args:
+        accuracies: Accuracy by task, 0 to 100; a row of the paper's may give the mean of ANLI alone, as `anli`.
+    """
+    rounds = [accuracies[task] for task in ANLI if task in accuracies]
+    anli = fmean(rounds) if len(rounds) == len(ANLI) else accuracies.get("anli")
+    averages = average(accuracies)
+    columns = {name: accuracies.get(task) for name, task in TABLE10.items()}
+    return {"ANLI": anli} | columns | {name: averages.get(name) for name in ("MTest11", "HyperT5")}
 
 
 def average(accuracies: Mapping[str, float]) -> dict[str, Any]:

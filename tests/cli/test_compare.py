@@ -16,7 +16,7 @@ def test_systems_stand_in_one_order_with_what_they_have(tmp_path, capsys):
     (tmp_path / "evaluate" / "something_else").mkdir()
     assert main(["--run", str(tmp_path)]) == 0
     heading, rule, *rows = capsys.readouterr().out.splitlines()
-    assert set(rule) == {"|", "-"}
+    assert set(rule) == {"|", "-", ":"}
     names = [cell.strip() for cell in heading.split("|")[1:-1]]
     heuristic, tagi = (dict(zip(names, (cell.strip() for cell in row.split("|")[1:-1]), strict=True)) for row in rows)
     shared = {"exact match": "100.00", "ROUGE-L": "12.35", "n": "3"}
@@ -37,3 +37,15 @@ def test_nothing_evaluated_names_the_command(tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out == ""
     assert f"make evaluate RUN={tmp_path}" in told.err
+
+
+def test_rows_of_further_runs_bear_their_names(tmp_path, capsys):
+    write(tmp_path / "one", "tagi", seconds=1.0)
+    write(tmp_path / "two", "tagi", relative_flops=0.5)
+    assert main(["--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'two'}]"]) == 0
+    heading, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == ["TAGI", "two: TAGI"]
+    assert "rel. FLOPs" in heading
+    assert "decoding s" in heading
+    assert main(["--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'three'}]"]) == 1
+    assert f"make evaluate RUN={tmp_path / 'three'}" in capsys.readouterr().err

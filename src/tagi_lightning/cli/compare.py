@@ -1,4 +1,4 @@
-"""`tagi compare`: one table of the systems evaluated in a run."""
+"""`tagi compare`: one table of the systems evaluated in a run, or in several."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+
+from tagi_lightning.report.markdown import aligned_table
 
 COLUMNS = (
     ("accuracy_sum", "accuracy (sum)"),
@@ -33,28 +35,28 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def comparison_table(evaluations: dict[str, dict[str, Any]]) -> str:
-    """Returns a table of systems and their figures, as aligned Markdown."""
+def comparison_table(
+    evaluations: dict[str, dict[str, Any]], others: dict[str, dict[str, dict[str, Any]]] | None = None
+) -> str:
+    """Returns a table of systems and their figures, as aligned Markdown.
+
+    Args:
+        evaluations: Metrics of a run's systems by name.
+        others: The same of further runs by the run's name, which their rows bear.
+    """
     from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
 
     titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}
-    rows = {name: metrics["overall"] | metrics for name, metrics in evaluations.items()}
-    columns = [column for column in COLUMNS if any(values.get(column[0]) is not None for values in rows.values())]
+    named = [(titles[name], metrics) for name, metrics in evaluations.items()]
+    for run, found in (others or {}).items():
+        named += [(f"{run}: {titles[name]}", metrics) for name, metrics in found.items()]
+    rows = [(title, metrics["overall"] | metrics) for title, metrics in named]
+    columns = [column for column in COLUMNS if any(values.get(column[0]) is not None for _, values in rows)]
     lines = [["system", *(heading for _, heading in columns), "n"]]
-    for name, metrics in evaluations.items():
-        cells = [f"{rows[name][key]:.2f}" if rows[name].get(key) is not None else "-" for key, _ in columns]
-        lines.append([titles[name], *cells, str(metrics["overall"]["n"])])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = [
-        "| "
-        + " | ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([table[0], rule, *table[1:]])
+    for title, values in rows:
+        cells = [f"{values[key]:.2f}" if values.get(key) is not None else "-" for key, _ in columns]
+        lines.append([title, *cells, str(values["n"])])
+    return aligned_table(lines)
 
 
 def benchmark_lines(evaluations: dict[str, dict[str, Any]]) -> str:
@@ -72,16 +74,19 @@ def benchmark_lines(evaluations: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, *paper_lines(tasks)])
 
 
-def compare(run: str) -> None:
+def compare(run: str, others: list[str] | None = None) -> None:
     """Print one table of the systems evaluated in a run.
 
     Args:
         run: Run folder.
+        others: Further run folders, whose rows bear their names.
     """
-    evaluations = read_evaluations(Path(run))
-    if not evaluations:
-        raise FileNotFoundError(f"nothing was evaluated in {run}; run: make evaluate RUN={run}")
-    print(comparison_table(evaluations))
+    found = {folder: read_evaluations(Path(folder)) for folder in (run, *(others or []))}
+    for folder, evaluated in found.items():
+        if not evaluated:
+            raise FileNotFoundError(f"nothing was evaluated in {folder}; run: make evaluate RUN={folder}")
+    evaluations = found.pop(run)
+    print(comparison_table(evaluations, {Path(folder).name: evaluated for folder, evaluated in found.items()}))
     if lines := benchmark_lines(evaluations):
         print(f"\n{lines}")
 

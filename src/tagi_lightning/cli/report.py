@@ -1,0 +1,69 @@
+"""`tagi report`: Markdown, CSV and charts of what run folders hold, the paper's own figures beside it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import jsonargparse
+
+
+def report(
+    command: str,
+    runs: str,
+    output: str,
+    table: str | None = None,
+    taskset: str | None = None,
+    allow_budgets: bool = False,
+    experiments: str = "experiments",
+) -> None:
+    """Write a report of run folders.
+
+    Args:
+        command: The command line, to be written down.
+        runs: Run folders, with commas between them.
+        output: Folder for report.md, report.csv and the charts.
+        table: Table of experiments/tables that gives rows and order; everything evaluated where there is none.
+        taskset: Task set, where a table has a form of its own for it.
+        allow_budgets: Keep rows that saw another number of examples than the reference, marked.
+        experiments: Folder of the experiment files.
+    """
+    from tagi_lightning.cli.runs import git_state
+    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+    from tagi_lightning.report.build import write_report
+    from tagi_lightning.report.files import ReportError
+    from tagi_lightning.report.results import read_results, told
+    from tagi_lightning.report.tables import read_table, table_of
+
+    known = None if table is None else read_table(table, Path(experiments), taskset)
+    folders = [name.strip() for name in runs.split(",") if name.strip()]
+    if not folders:
+        raise ReportError("name run folders, with commas between them: --runs runs/a-s0,runs/a-s1")
+    held_out = {name for name, spec in SYSTEMS.items() if spec.data == "held_out"}
+    results, unread = read_results(folders, held_out)
+    titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}
+    state = git_state()
+    commit = f"{state['commit']}{', with changes' if state['dirty'] else ''}" if state["commit"] else "not known"
+    provenance = [f"command: `{command}`", f"commit: {commit}"]
+    left_out = write_report(
+        results, unread, known or table_of(results, titles), Path(output), provenance, allow_budgets
+    )
+    for line in told(left_out):
+        print(f"left out: {line}", file=sys.stderr)
+    print(f"report of {len(results)} evaluations in {Path(output) / 'report.md'}")
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi report`; returns the exit code."""
+    from tagi_lightning.report.files import ReportError
+
+    parser = jsonargparse.ArgumentParser(prog="tagi report", description="Write a report of run folders.")
+    parser.add_function_arguments(report, as_group=False, skip={"command"})
+    try:
+        options = parser.parse_args(args)
+        report(shlex.join(["tagi", "report", *args]), **options)
+    except (ReportError, OSError) as error:
+        print(f"tagi report: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,66 @@
+"""Reading what runs left: JSON and YAML files, options by dotted name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class ReportError(ValueError):
+    """A report that cannot be made, or a file it cannot use; the message names it and what to do."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        ReportError: If the file is missing, damaged or holds something else.
+    """
+    return _read(path, json.loads)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file.
+
+    Raises:
+        ReportError: If the file is missing, damaged or holds something else.
+    """
+    return _read(path, yaml.safe_load)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Returns a config.yaml's options by dotted name, with the path of the run's folder replaced by RUN.
+
+    Raises:
+        ReportError: If the file is missing or damaged.
+    """
+    options = dict(flatten(read_yaml(path)))
+    shared = str(options.get("run", "")).partition("/systems/")[0]
+    if not shared:
+        return options
+    return {key: value.replace(shared, "RUN") if isinstance(value, str) else value for key, value in options.items()}
+
+
+def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and leaves of nested mappings."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, values
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ReportError(f"there is no {path}")
+    try:
+        values = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ReportError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise ReportError(f"{path} is damaged (no mapping but {type(values).__name__})")
+    return values

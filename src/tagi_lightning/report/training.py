@@ -1,0 +1,82 @@
+"""The training behind an evaluation, from the run.json and config.yaml of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tagi_lightning.report.files import read_json, read_options, read_yaml
+
+EARLIER = {"distill": ("align", "pretrain"), "align": ("pretrain",)}
+"""Stages whose weights a stage starts from where its options say `auto`, latest first."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage.
+
+    Attributes:
+        folder: RUN/<stage>.
+        steps: Steps of the optimizer.
+        examples: Examples it saw, steps times batch (of align: instructions); None where the run does not tell.
+        parameters: Trained parameters.
+        seconds: Duration.
+        config: Its options by dotted name.
+    """
+
+    folder: Path
+    steps: int
+    examples: int | None
+    parameters: int | None
+    seconds: float | None
+    config: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """Its name."""
+        return self.folder.name
+
+
+def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
+    """Returns the stages that led to `weights`, first to last; empty where there are none on record.
+
+    Args:
+        run: Folder the evaluation is in.
+        weights: The evaluated weights as metrics.json names them, <run>/<stage>/model.
+
+    Raises:
+        ReportError: If a stage's files are damaged.
+    """
+    chain: list[Training] = []
+    stage = locate(run, weights)
+    while stage is not None:
+        record = read_json(stage / "run.json")
+        steps, batch = int(record.get("global_step", 0)), record.get("effective_batch")
+        examples = steps * int(batch) if batch else None
+        options = read_options(stage / "config.yaml")
+        chain.append(Training(stage, steps, examples, record.get("trained_parameters"), record.get("seconds"), options))
+        start = flat_option(stage, "init_from")
+        if start == "auto":
+            found = [name for name in EARLIER.get(stage.name, ()) if (stage.parent / name / "model").is_dir()]
+            start = str(stage.parent / found[0] / "model") if found else None
+        stage = locate(stage.parent, start)
+    return tuple(reversed(chain))
+
+
+def flat_option(stage: Path, name: str) -> str | None:
+    """Returns one of a stage's own options as it was given."""
+    value = read_yaml(stage / "config.yaml").get("model", {}).get("init_args", {}).get(name)
+    return None if value is None else str(value)
+
+
+def locate(run: Path, model: str | None) -> Path | None:
+    """Returns the stage that made the folder `model`, also where its run was moved; None without a record of it."""
+    if model is None:
+        return None
+    stage = Path(model).parent
+    # a run of a table's row stands in RUN/systems/<row>, beside what RUN shares among the rows
+    shared = run.parent.parent if run.parent.name == "systems" else run
+    places = (stage, run / stage.name, shared / stage.name)
+    return next((place for place in places if place.name and (place / "run.json").is_file()), None)
