@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 
@@ -105,13 +106,16 @@ def check_backbone(folder: Path, config: Mapping[str, Any], backbone: Backbone) 
         )
 
 
-def save_tagi(model: TagiModel, folder: Path, stages: tuple[str, ...] = ()) -> None:
+def save_tagi(
+    model: TagiModel, folder: Path, stages: tuple[str, ...] = (), prompts: InstructionPrompts | None = None
+) -> None:
     """Saves what training changed, with the backbone's name and digest.
 
     Args:
         model: The model.
         folder: Where to; replaced if it exists.
         stages: Stages the weights passed through, in order.
+        prompts: How the instructions were written that it was trained on; None where there were none.
     """
     config = {
         "kind": "tagi",
@@ -119,6 +123,8 @@ def save_tagi(model: TagiModel, folder: Path, stages: tuple[str, ...] = ()) -> N
         "backbone": model.backbone.name,
         "backbone_digest": model.backbone.digest(),
         "stages": list(stages),
+        "prompts": asdict(prompts) if prompts is not None else None,
+        "instruction_layer": getattr(model.backbone, "instruction_layer", None),
     }
     write_folder(folder, model.trained_state(), config)
 
@@ -147,7 +153,7 @@ def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: s
         ModelFolderError: If names or shapes differ from what `model` needs.
     """
     needed = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith("backbone.")}
-    optional = {name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("backbone.")}
+    optional = {name: tuple(t.shape) for name, t in model.trained_state().items() if name.startswith("backbone.")}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"missing {name}" for name in needed if name not in given]
     problems += [f"unexpected {name}" for name in given if name not in needed and name not in optional]
@@ -158,7 +164,8 @@ def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: s
     ]
     if problems:
         raise ModelFolderError(
-            f"the weights of {source} do not fit this configuration (rank, sites, generator, fusion): "
+            f"the weights of {source} do not fit this configuration (rank, sites, generator, fusion, "
+            "trained_backbone): "
             + "; ".join(problems[:5])
             + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         )

@@ -1,0 +1,222 @@
+import json
+import shutil
+
+import pytest
+import torch
+from byte_tokenizer import build_byte_tokenizer
+from commands import tagi
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from tagi_lightning.backbones import BackboneConfig, load_backbone
+from tagi_lightning.data.instruction import Instruction, InstructionPrompts
+from tagi_lightning.data.task import Demonstration
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
+from tagi_lightning.instructed import InstructedModel, recorded_prompts
+from tagi_lightning.lora import LoraConfig
+from tagi_lightning.model import TagiConfig
+from tagi_lightning.peft_io import load_adapter, read_lora
+from tagi_lightning.peft_io.folders import difference
+from tagi_lightning.serialization import ModelFolderError, read_folder, save_tagi
+
+ALONE = {"fusion": FusionConfig(enabled=False), "decoder_memory": False}
+PROMPTS = InstructionPrompts("causal", demonstrations=2, max_input_length=400)
+TEXT = "Say the first word.\n# not a heading ``` nor a fence"
+SHOWN = [{"input": "1 2", "output": "1"}, {"input": "b a", "output": "b"}]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a tiny decoder-only backbone in it."""
+    folder = tmp_path_factory.mktemp("adapt")
+    tokenizer = build_byte_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.3, **shape)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / "backbone")
+    tokenizer.save_pretrained(folder / "backbone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def save(place, trained):
+    """Saves a model of a configuration under a name; returns its folder."""
+
+    def save_model(name, config, prompts=PROMPTS):
+        save_tagi(
+            trained(load_backbone(BackboneConfig(str(place / "backbone"))), config), place / name, prompts=prompts
+        )
+        return place / name
+
+    return save_model
+
+
+@pytest.fixture(scope="module")
+def model(save):
+    """A TAGI-LoRA model; not to be changed."""
+    return save("model", TagiConfig(LoraConfig(rank=4), **ALONE))
+
+
+def adapt(capsys, *options):
+    """Runs the verb; returns the exit code, the folders it lists and what it says."""
+    code = tagi(["adapt", *options])
+    told = capsys.readouterr()
+    return code, told.out.split(), told.err
+
+
+def test_an_instruction_becomes_a_folder_that_gives_its_logits_in_peft(place, model, tmp_path, capsys):
+    arguments = ["--model", model, "--instruction", TEXT, "--positive", json.dumps(SHOWN), "--output", tmp_path / "o"]
+    code, [folder], said = adapt(capsys, *arguments)
+    assert (code, said) == (0, "")
+    loaded = InstructedModel.load(model)
+    given = Instruction(TEXT, tuple(Demonstration(**each) for each in SHOWN))
+    assert folder == str(tmp_path / "o" / given.folder_name)
+    [expected] = loaded.adapt([given])
+    plain = AutoModelForCausalLM.from_pretrained(place / "backbone")
+    assert difference(plain, loaded.model.backbone, expected.lora) > 1e-2
+    theirs = PeftModel.from_pretrained(plain, folder).eval()
+    assert difference(theirs, loaded.model.backbone, expected.lora) < 1e-5
+    card = (tmp_path / "o" / given.folder_name / "README.md").read_text(encoding="utf-8")
+    assert "    Say the first word.\n    # not a heading ``` nor a fence\n    \n    Input: 1 2\n    Output: 1\n" in card
+    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "| rank | 4,", "    Output:\n\n|"):
+        assert told in card
+    code, folders, said = adapt(capsys, *arguments)
+    assert (code, folders) == (1, [])
+    assert "is already there" in said
+    assert adapt(capsys, *arguments, "--overwrite", "true")[0] == 0
+
+
+def test_a_file_gives_a_folder_a_line_as_each_alone(model, tmp_path, capsys):
+    rows = [{"instruction": TEXT, "demonstrations": SHOWN}, {"instruction": "Say it " * 20, "task": "t"}]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, [*rows, rows[0]])), encoding="utf-8")
+    code, folders, said = adapt(capsys, "--model", model, "--file", tmp_path / "many.jsonl", "--output", tmp_path / "o")
+    assert code == 0
+    assert [path.rpartition("/")[2].rpartition("-")[0] for path in folders] == [
+        "say-the-first-word-not-a-heading-nor-a-f",
+        "t",
+    ]
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == sorted(
+        folder.rpartition("/")[2] for folder in folders
+    )
+    assert "trained on instructions with 2 examples and this one has 0" in said
+    loaded = InstructedModel.load(model)
+    [alone] = loaded.adapt([Instruction("Say it " * 20, name="t")])
+    together = read_lora(tmp_path / "o" / folders[1], loaded.model.backbone)
+    for site, factor in alone.lora.b.items():
+        assert torch.allclose(together.b[site], factor, atol=1e-6)
+
+
+def test_a_task_file_gives_a_folder_of_its_name(model, tmp_path, capsys):
+    document = {"Definition": [TEXT], "Positive Examples": SHOWN}
+    (tmp_path / "task1_first.json").write_text(json.dumps(document), encoding="utf-8")
+    code, [folder], said = adapt(
+        capsys, "--model", model, "--task", tmp_path / "task1_first.json", "--output", tmp_path
+    )
+    assert (code, said) == (0, "")
+    assert folder.startswith(str(tmp_path / "task1-first-"))
+
+
+def test_merging_writes_whole_models_beside(model, tmp_path, capsys):
+    options = ["--model", model, "--definition", TEXT, "--output", tmp_path, "--merge", "true"]
+    code, [folder, merged], _ = adapt(capsys, *options)
+    assert code == 0
+    assert merged == f"{folder}-merged"
+    loaded = InstructedModel.load(model)
+    whole = AutoModelForCausalLM.from_pretrained(merged).eval()
+    assert difference(whole, loaded.model.backbone, read_lora(tmp_path / folder, loaded.model.backbone)) < 1e-4
+    assert AutoTokenizer.from_pretrained(merged)("first").input_ids == loaded.tokenizer("first").input_ids
+
+
+def test_what_peft_cannot_hold_is_told_kept_and_loaded(save, tmp_path, capsys):
+    config = TagiConfig(
+        LoraConfig(rank=4), HypernetworkConfig(writes="both", prefix_length=3), fusion=FusionConfig(enabled=False)
+    )
+    model = save("whole", config)
+    code, [folder], said = adapt(capsys, "--model", model, "--instruction", TEXT, "--output", tmp_path)
+    assert code == 0
+    for told in ("the instruction as memory of the decoder, a generated prefix", "train a TAGI-LoRA model"):
+        assert told in said
+        assert told in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+    loaded = InstructedModel.load(model)
+    [expected] = loaded.adapt([Instruction(TEXT)])
+    back = load_adapter(tmp_path / folder, loaded.model)
+    for left, right in zip(back.tensors(), expected.tensors(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_the_model_of_a_whole_run_is_adapted_with_its_fusion_and_memory(chain, tmp_path, capsys):
+    model = chain / "distill" / "model"
+    code, [folder], said = adapt(capsys, "--model", model, "--instruction", "Reverse.", "--output", tmp_path)
+    assert code == 0
+    assert "fusion of the encoder with the instruction, the instruction as memory of the decoder" in said
+    loaded = InstructedModel.load(model)
+    assert load_adapter(tmp_path / folder, loaded.model).fusion is not None
+
+
+def test_a_model_folder_of_before_prompts_were_recorded_is_read_by_its_run(chain, tmp_path):
+    folder = chain / "distill" / "model"
+    _, config = read_folder(folder, "tagi", "")
+    recorded = recorded_prompts(folder, config)
+    assert recorded == (InstructionPrompts("t5", "definition", 0, 128), None)
+    assert recorded_prompts(folder, {}) == recorded
+    with pytest.raises(ModelFolderError, match=r"pretrain/model does not tell how its instructions were written.*make"):
+        recorded_prompts(chain / "pretrain" / "model", {})
+    with pytest.raises(ModelFolderError, match="does not tell"):
+        recorded_prompts(tmp_path, {})
+
+
+OPTIONS = [
+    ([], "give one of --instruction, --definition, --task, --file.*got none"),
+    (["--instruction", "a", "--task", "b"], "got --instruction and --task"),
+    (["--instruction", " "], "--instruction is empty"),
+    (["--task", "a", "--positive", "[]"], "a cannot be used"),
+    (["--file", "a", "--positive", '[{"input": "", "output": ""}]'], "--file brings its own examples"),
+    (["--instruction", "a", "--positive", '[{"input": "b"}]'], "--positive takes examples such as"),
+    (["--instruction", "word " * 500], "leaves no room for an input in the 400 tokens"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_wrong_options_are_told_and_nothing_is_written(model, tmp_path, capsys, options, message):
+    code, folders, said = adapt(capsys, "--model", model, "--output", tmp_path / "o", *options)
+    assert (code, folders) == (1, [])
+    assert said.startswith("tagi adapt: ")
+    assert "Traceback" not in said
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(said)
+    assert not (tmp_path / "o").exists()
+
+
+def test_models_that_generate_no_lora_or_trained_their_backbone_are_refused(save, tmp_path, capsys):
+    cases = {
+        "generates no LoRA": TagiConfig(LoraConfig(rank=4), HypernetworkConfig(writes="prefix"), **ALONE),
+        "trained weights of the backbone itself": TagiConfig(
+            LoraConfig(rank=4), trained_backbone="norms_embeddings", **ALONE
+        ),
+    }
+    for message, config in cases.items():
+        folder = save("other", config)
+        code, _, said = adapt(capsys, "--model", folder, "--instruction", TEXT, "--output", tmp_path / "o")
+        assert code == 1
+        assert message in said
+        assert "supported: " in said
+
+
+def test_a_backbone_is_found_where_it_lies_now_and_another_is_refused(place, model, tmp_path, capsys):
+    shutil.copytree(model, tmp_path / "model")
+    config = json.loads((place / "backbone" / "config.json").read_text())
+    shutil.copytree(place / "backbone", tmp_path / "other")
+    other = AutoModelForCausalLM.from_config(LlamaConfig(**config))
+    other.save_pretrained(tmp_path / "other")
+    options = ["--model", tmp_path / "model", "--instruction", TEXT, "--output", tmp_path / "o", "--backbone"]
+    code, _, said = adapt(capsys, *options, tmp_path / "other")
+    assert code == 1
+    assert "was trained on backbone" in said
+    code, _, said = adapt(capsys, *options, tmp_path / "absent")
+    assert code == 1
+    assert "where it lies now: --backbone DIR" in said
+    shutil.move(tmp_path / "other", tmp_path / "gone")
+    shutil.copytree(place / "backbone", tmp_path / "moved")
+    assert adapt(capsys, *options, tmp_path / "moved")[0] == 0
