@@ -1,10 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, write_p3_set, write_task_set
 
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
+from tagi_lightning.cli.runs import flatten
+from tagi_lightning.reproduce.plan import Grid, plan
+from tagi_lightning.reproduce.tables import digest, load_table, table_names
 
 EXPERIMENTS = ROOT / "experiments"
 TASKSETS = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml") if "-" not in path.stem)
@@ -91,12 +96,37 @@ def test_every_size_parses_with_every_stage(monkeypatch, tmp_path, size, stage):
     assert config.backbone.name == (size if size in own else f"google/t5-{size}-lm-adapt")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("taskset", ["synthetic", "sni", "p3"])
+def test_every_row_of_every_table_parses(monkeypatch, tmp_path, taskset):
+    monkeypatch.chdir(ROOT)
+    rows = [row for name in table_names(taskset, EXPERIMENTS) for row in load_table(name, taskset, EXPERIMENTS).rows]
+    grid = Grid(taskset, "tiny", tmp_path / "data", runs=tmp_path / "runs", experiments=EXPERIMENTS)
+    grid = grid if taskset == "synthetic" else replace(grid, backbone="some/t5")
+    jobs = [job for job in plan(grid, rows, [0]) if job.command[0] == "fit"]
+    for job in {digest([job.kind, *job.files.values()]): job for job in jobs if job.files}.values():
+        job.prepare()
+        config = parse(monkeypatch, job.command)
+        [part] = job.files.values()
+        asked = dict(flatten(yaml.safe_load(part)))
+        assert {name: config[name] for name in asked} == asked, job.name
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_parses(monkeypatch, tmp_path, trainer):
     [arguments] = tagi_commands("distill", RUN=tmp_path, SIZE="base", TASKSET="sni", TRAINER=trainer)
     config = parse(monkeypatch, arguments)
     assert config.trainer.precision in ("32-true", "bf16-mixed")
     assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
+
+
+def test_the_pretrained_decoder_reads_generated_tasks_by_its_own_tokenizer(monkeypatch, tmp_path):
+    for stage in ("distill", "evaluate"):
+        [arguments] = tagi_commands(stage, RUN=tmp_path, SIZE="smollm2-135m")
+        config = parse(monkeypatch, arguments)
+        assert config.tokenizer is None
+        generation = config.model.init_args.generation
+        assert (generation.max_new_tokens, generation.stop_at_newline) == (8, True)
 
 
 def test_every_file_is_part_of_some_command():
@@ -109,7 +139,8 @@ def test_every_file_is_part_of_some_command():
     for trainer in TRAINERS:
         [arguments] = tagi_commands("distill", TRAINER=trainer)
         used |= {Path(word) for word in arguments if word.endswith(".yaml")}
-    assert used == {path.relative_to(ROOT) for path in EXPERIMENTS.rglob("*.yaml")}
+    rest = {path.relative_to(ROOT) for path in EXPERIMENTS.rglob("*.yaml")} - used
+    assert {path.parent.name for path in rest} == {"systems", "tables"}
 
 
 def test_the_chain_of_a_task_set_agrees_on_its_adapters(monkeypatch, tmp_path):

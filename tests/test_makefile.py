@@ -9,6 +9,7 @@ DOCUMENTED = [
     "help",
     "install",
     "demo",
+    "demo-lm",
     "data",
     "pretrain-backbone",
     "teachers",
@@ -87,8 +88,71 @@ def test_the_demo_makes_the_data_and_runs_the_chain_in_its_own_folder():
     assert all(words[0] in VERBS for words in chain)
 
 
-@pytest.mark.parametrize("choice", ["TASKSET=foo", "SIZE=huge", "TRAINER=tpu", "SETTING=def+3"])
+def value(words, option):
+    return words[len(words) - 1 - words[::-1].index(option) + 1]
+
+
+def test_the_demo_of_a_language_model_trains_without_and_with_prefix_and_compares_both():
+    commands = tagi_commands("demo-lm")
+    assert commands[0] == ["backbone", "--name", "smollm2-135m"]
+    lora, scored, prefix, scored_too, compared = commands[-5:]
+    assert [words[0] for words in commands[-5:]] == ["fit", "evaluate", "fit", "evaluate", "compare"]
+    assert "--model.init_args.tagi.decoder_memory=true" in prefix
+    assert not any("decoder_memory" in word for word in lora)
+    assert [value(words, "--run") for words in (lora, scored)] == ["runs/demo-lm"] * 2
+    assert [value(words, "--run") for words in (prefix, scored_too)] == ["runs/demo-lm-prefix"] * 2
+    assert compared[1:] == ["--run", "runs/demo-lm", "--others", "['runs/demo-lm-prefix']"]
+    assert "experiments/sizes/smollm2-135m/synthetic/distill.yaml" in lora
+
+
+def test_the_demo_of_a_language_model_takes_real_tasks_cut_short_and_passes_overrides_on():
+    words = {"TASKSET": "sni", "DATA": "d", "RUN": "r", "SETTING": "def", "ARGS": "--trainer.max_steps=2"}
+    *_, lora, scored, _, _, compared = tagi_commands("demo-lm", **words)
+    assert value(lora, "--setting") == "def"
+    assert value(lora, "--data_folder") == "d"
+    assert [word for word in lora if "max_steps" in word] == ["--trainer.max_steps=150", "--trainer.max_steps=2"]
+    assert "--data.init_args.max_test_instances=3" in scored
+    assert compared[1:] == ["--run", "r", "--others", "['r-prefix']"]
+
+
+@pytest.mark.parametrize("choice", ["TASKSET=foo", "SIZE=huge", "TRAINER=tpu", "SETTING=def+3", "SYSTEM=hnt"])
 def test_an_unknown_choice_is_told_with_what_there_is(choice):
     done = make("--dry-run", "distill", choice, check=False)
     assert done.returncode == 2
     assert f"{choice} is unknown; choose from:" in done.stderr
+
+
+def test_a_system_is_applied_to_a_training_stage_in_a_run_of_its_own():
+    [words] = tagi_commands("distill", SYSTEM="hint")
+    assert words[words.index("--system") + 1] == "experiments/systems/hint.yaml"
+    assert "runs/synthetic-tiny-hint-s0" in words
+    [words] = tagi_commands("evaluate", SYSTEM="hint")
+    assert "--system" not in words
+    assert "make reproduce" in make("--dry-run", "all", "SYSTEM=hint", check=False).stderr
+
+
+def test_a_grid_gets_the_variables_of_the_makefile():
+    given = {"TABLE": "sni", "TASKSET": "sni", "SEEDS": "1,2", "BACKBONE": "b", "ROWS": "tagi,hint", "SETTING": "def"}
+    [words] = tagi_commands("reproduce", **given, CORPORA="one two", ARGS="--jobs=3")
+    assert words[0] == "reproduce"
+    options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
+    assert options == {
+        "--table": "sni",
+        "--taskset": "sni",
+        "--size": "base",
+        "--seeds": "1,2",
+        "--data": "data/sni",
+        "--trainer": "cpu",
+        "--rows": "tagi,hint",
+        "--settings": "def",
+        "--backbone": "b",
+        "--corpora": "one,two",
+    }
+    assert words[-1] == "--jobs=3"
+    assert "--settings" not in tagi_commands("reproduce", TABLE="sni")[0]
+    assert make("--dry-run", "reproduce", check=False).returncode == 2
+
+
+def test_a_report_names_its_runs_and_its_folder():
+    [words] = tagi_commands("report", RUNS="runs/a,runs/b", TABLE="sni", OUTPUT="o")
+    assert words == ["report", "--runs", "runs/a,runs/b", "--output", "o", "--table", "sni", "--taskset", "synthetic"]

@@ -66,6 +66,7 @@ class Form:
         gradient_checkpointing: Whether blocks are computed again in the backward pass.
         mixed: Whether products run in bfloat16 (the trainer's bf16-mixed).
         teachers: Adapters in the bank K.
+        vocabulary: Tokens V.
     """
 
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -73,6 +74,7 @@ class Form:
     gradient_checkpointing: bool = False
     mixed: bool = True
     teachers: int = 60
+    vocabulary: int = 32128
 
 
 class _Runs(TaskAdapter):
@@ -96,10 +98,10 @@ class StageStep(nn.Module):
             raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
         self.stage, self.work, self.form = stage, work, form
         if stage == "pretrain-backbone":
-            self.backbone = build_backbone(t5_config(size), size)
+            self.backbone = build_backbone(t5_config(size, form.vocabulary), size)
         else:
             with _default_dtype(getattr(torch, form.dtype)):  # tensors without storage cannot change theirs later
-                self.backbone = build_backbone(t5_config(size), size)
+                self.backbone = build_backbone(t5_config(size, form.vocabulary), size)
             self.backbone.freeze()
             if form.quantization:
                 quantize_linears(self.backbone.model)

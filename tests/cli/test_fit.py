@@ -313,6 +313,21 @@ def test_a_finished_stage_whose_input_was_trained_on_is_told(chain, task_set, tm
     assert "finished on other results of pretrain-backbone" in capsys.readouterr().err
 
 
+def test_a_named_input_that_was_trained_on_is_told_too(chain, task_set, tmp_path, capsys):
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    copy_stages(chain, shared, "pretrain-backbone", "teachers", "pretrain")
+    models = {stage: shared / stage / "model" for stage in ("pretrain-backbone", "teachers", "pretrain")}
+    named = ("backbone.name", "model.init_args.teachers", "model.init_args.init_from")
+    options = [f"--{name}={model}" for name, model in zip(named, models.values(), strict=True)]
+    align = command("align", own, task_set, *options, "--trainer.max_steps=1")
+    assert tagi(align) == 0
+    assert set(record_of(own, "align")["inputs"]) == set(models)
+    assert tagi(align) == 0
+    assert tagi(command("pretrain", shared, task_set, f"--trainer.max_steps={STEPS + 1}")) == 0
+    assert tagi(align) == 1
+    assert "finished on other results of pretrain than" in capsys.readouterr().err
+
+
 def test_a_cut_off_checkpoint_is_named(chain, task_set, tmp_path, capsys):
     run = tmp_path / "run"
     copy_stages(chain, run, "pretrain-backbone", "teachers")

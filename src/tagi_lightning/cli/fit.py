@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, file_digest, read_run
+from tagi_lightning.cli.system import expand_system
 from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
@@ -52,9 +53,8 @@ class FitCLI(TagiCLI):
         enough = record.get("converged") or record.get("global_step", 0) >= self.config.trainer.max_steps
         done = record.get("status") == "finished" and enough
         if done and has_model:
-            if changed := [
-                name for name, digest in record.get("inputs", {}).items() if inputs_of(folder).get(name) != digest
-            ]:
+            present = inputs_of(self.config)
+            if changed := [name for name, digest in record.get("inputs", {}).items() if present.get(name) != digest]:
                 raise RunFolderError(
                     f"{folder} was finished on other results of {', '.join(changed)} than are there now; "
                     f"remove {folder} to train it again"
@@ -71,11 +71,15 @@ class FitCLI(TagiCLI):
             super().instantiate_classes()
 
 
-def inputs_of(folder: Path) -> dict[str, str]:
-    """Returns the digests of what the earlier stages of the same run have left, by stage."""
-    earlier = STAGES[: STAGES.index(folder.name)]
-    files = {stage: folder.parent / stage / MODEL / WEIGHTS for stage in earlier}
-    return {stage: file_digest(file) for stage, file in files.items() if file.is_file()}
+def inputs_of(config: Namespace) -> dict[str, str]:
+    """Returns the digests of what a stage reads of earlier ones, by stage: those of its run, or those it names."""
+    folder = stage_folder(config)
+    models = {stage: folder.parent / stage / MODEL for stage in STAGES[: STAGES.index(folder.name)]}
+    named = [config.backbone.name, *(config.model.init_args.get(option) for option in ("teachers", "init_from"))]
+    for model in (Path(name) for name in named if name):
+        if model.name == MODEL and model.parent.name in models:
+            models[model.parent.name] = model
+    return {stage: file_digest(model / WEIGHTS) for stage, model in models.items() if (model / WEIGHTS).is_file()}
 
 
 def batch_size(data: Namespace) -> int | None:
@@ -137,7 +141,7 @@ def train(cli: FitCLI) -> int:
             frozen = sum(p.numel() for p in stage.parameters() if not p.requires_grad)
             metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
             counts = {"trained_parameters": trained, "frozen_parameters": frozen, "converged": stage.converged}
-            facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(folder)}
+            facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(cli.config)}
             record.finish(status, facts)
     if status == "interrupted":
         print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
@@ -149,7 +153,7 @@ def train(cli: FitCLI) -> int:
 def main(args: list[str]) -> int:
     """Runs `tagi fit`; returns the exit code."""
     try:
-        cli = FitCLI(args)
+        cli = FitCLI(expand_system(args))
         if cli.skip:
             print(cli.skip)
             return 0

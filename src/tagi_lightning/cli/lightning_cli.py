@@ -48,7 +48,8 @@ class TagiArgumentParser(LightningArgumentParser):
 
     def print_usage(self, file: Any = None) -> None:
         """Prints one line."""
-        print(f"usage: {self.prog} --config FILE [--config FILE ...] --run RUN [--any.option VALUE ...]", file=file)
+        options = "--config FILE [--config FILE ...] [--system FILE] --run RUN [--any.option VALUE ...]"
+        print(f"usage: {self.prog} {options}", file=file)
 
 
 class TagiCLI(LightningCLI):

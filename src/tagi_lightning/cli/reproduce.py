@@ -1,0 +1,218 @@
+"""`tagi reproduce`: runs what is missing of the paper's tables, then reports them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jsonargparse
+
+from tagi_lightning.reproduce.configurations import check_choices
+from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
+from tagi_lightning.reproduce.plan import Grid, check_steps, plan
+from tagi_lightning.reproduce.runner import Outcome, Runner, last_words, launcher
+from tagi_lightning.reproduce.tables import SETTINGS, Row, Table, load_table, table_names
+
+MOST_JOBS = 4
+"""Jobs at a time on a CPU, unless --jobs says otherwise."""
+
+
+def rows_of(tables: Sequence[Table], settings: Sequence[str], only: Sequence[str]) -> list[Row]:
+    """Returns the rows of all tables in all settings, or those of some systems or titles alone.
+
+    Args:
+        tables: The tables.
+        settings: Settings instead of the tables' own; none for those.
+        only: Names of systems or titles of rows; none for all.
+
+    Raises:
+        ValueError: If a setting, or one of `only`, is unknown.
+    """
+    if unknown := [setting for setting in settings if setting not in SETTINGS]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+    rows = [row for table in tables for row in table.rows]
+    if unknown := [name for name in only if not any(name in (row.title, row.system.name) for row in rows)]:
+        known = dict.fromkeys(name for row in rows for name in (row.system.name, row.title))
+        raise ValueError(f"no rows {', '.join(unknown)}; choose systems or titles from {', '.join(known)}")
+    return [
+        replace(row, setting=setting)
+        for table in tables
+        for setting in settings or table.settings
+        for row in table.rows
+        if not only or row.title in only or row.system.name in only
+    ]
+
+
+def check_evaluated(rows: Sequence[Row]) -> None:
+    """Refuses rows that evaluate what `tagi evaluate` does not know.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+
+    known = [*HEURISTICS, *SYSTEMS]
+    if unknown := sorted({row.evaluate for row in rows} - set(known)):
+        raise ValueError(f"rows evaluate unknown systems {', '.join(unknown)}; choose from {', '.join(known)}")
+
+
+def earlier_seconds(grid: Grid, jobs: Sequence[Job]) -> dict[str, list[float]]:
+    """Returns the time that jobs of each kind took, of as many steps as now, in all runs of task set and size."""
+    steps, found = {job.kind: job.steps for job in jobs}, defaultdict(list)
+    for path in sorted(grid.runs.glob(f"{grid.taskset}-{grid.size}-s*/**/{LOGS}/*.json")):
+        record = read_record(path)
+        if record["steps"] == steps.get(path.stem, record["steps"]):
+            found[path.stem].append(record["seconds"])
+    return found
+
+
+def words(value: Sequence[str] | str | None) -> list[str]:
+    """Returns a list that may be written with commas."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value or ())
+
+
+def common_budget(tables: Sequence[Table]) -> dict[str, int]:
+    """Returns the tables' budgets together.
+
+    Raises:
+        ValueError: If two tables disagree, which share runs.
+    """
+    budget: dict[str, int] = {}
+    for table in tables:
+        for stage, count in table.budget.items():
+            if budget.setdefault(stage, count) != count:
+                raise ValueError(
+                    f"tables disagree on the budget of {stage}: {budget[stage]} and {count}; give --budget"
+                )
+    return budget
+
+
+def seed_numbers(seeds: Sequence[int] | int | str) -> list[int]:
+    """Returns seeds that may be written with commas.
+
+    Raises:
+        ValueError: If one is not a whole number.
+    """
+    found = words(seeds) if isinstance(seeds, str) else [seeds] if isinstance(seeds, int) else list(seeds)
+    if not found or not all(str(seed).isdigit() for seed in found):
+        raise ValueError(f"--seeds {seeds!r} are not whole numbers with commas between them")
+    return list(dict.fromkeys(map(int, found)))
+
+
+def tell_failures(outcome: Outcome, jobs: Sequence[Job]) -> None:
+    """Prints what failed, its last words and log, and what was not run because of it."""
+    by_name = {job.name: job for job in jobs}
+    for name, code in outcome.failed.items():
+        job = by_name[name]
+        print(f"failed (exit code {code}): {name}: {last_words(job)}\n  log: {job.log}", flush=True)
+        if lost := [other for other, cause in outcome.blocked.items() if cause == name]:
+            print(f"  not run without it: {', '.join(lost)}", flush=True)
+    for job in outcome.stopped:
+        print(f"interrupted: {job.name}\n  log: {job.log}", flush=True)
+
+
+def report(tables: Sequence[str], grid: Grid, seeds: Sequence[int], output: Path) -> int:
+    """Calls `tagi report` for each table; returns the worst exit code."""
+    folders, worst = ",".join(str(grid.shared(seed)) for seed in seeds), 0
+    for name in tables:
+        options = ["--runs", folders, "--table", name, "--output", str(output / name)]
+        options += ["--taskset", grid.taskset, "--experiments", str(grid.experiments)]
+        command = [sys.executable, "-m", "tagi_lightning.cli", "report", *options]
+        worst = max(worst, subprocess.run(command, check=False).returncode)
+    return worst
+
+
+def reproduce(
+    table: str,
+    taskset: str = "synthetic",
+    size: str = "tiny",
+    seeds: list[int] | int | str = "0,1,2",
+    settings: list[str] | str | None = None,
+    rows: list[str] | str | None = None,
+    budget: dict[str, int] | None = None,
+    data: str | None = None,
+    backbone: str | None = None,
+    tokenizer: str | None = None,
+    corpora: list[str] | str | None = None,
+    trainer: str = "cpu",
+    jobs: int | None = None,
+    runs: str = "runs",
+    output: str | None = None,
+    experiments: str = "experiments",
+    estimate: bool = False,
+    tflops: float = 125.0,
+) -> int:
+    """Run what is missing of the paper's tables, then report them.
+
+    Args:
+        table: sni, p3, controls, ablation, tasks or all; several with commas between them.
+        taskset: Task set: synthetic, sni, p3 or custom.
+        size: Size, one of experiments/sizes.
+        seeds: Seeds with commas between them; each has its own run folder.
+        settings: Settings instead of the tables' own: def, def+2pos.
+        rows: Systems or titles of the rows to run; all where none is named.
+        budget: Steps of stages, and by evaluate the instances of a test task: '{distill: 500, evaluate: 20}'.
+        data: Data folder; data/<taskset> where none is given.
+        backbone: Hub id or folder instead of the size's own.
+        tokenizer: Tokenizer folder or hub id, where the backbone brings none.
+        corpora: Files or folders of plain text for pretraining.
+        trainer: cpu, gpu, ddp, fsdp or deepspeed.
+        jobs: Jobs at a time; one a core up to four on the CPU and one on GPUs where none is given.
+        runs: Folder of the runs.
+        output: Folder of the reports; RUNS/reports/<taskset>-<size> where none is given.
+        experiments: Folder of the experiment files.
+        estimate: Print the jobs with steps, time and memory, and run nothing.
+        tflops: Operations a GPU sustains in a second, in 10^12, for the estimated time.
+    """
+    folder = Path(experiments)
+    check_choices(folder, taskset, size, trainer)
+    numbers = seed_numbers(seeds)
+    names = list(table_names(taskset, folder)) if table == "all" else words(table)
+    tables = [load_table(name, taskset, folder) for name in names]
+    grid = Grid(
+        taskset=taskset,
+        size=size,
+        data=Path(data or f"data/{taskset}"),
+        trainer=trainer,
+        runs=Path(runs),
+        experiments=folder,
+        backbone=backbone,
+        tokenizer=tokenizer,
+        corpora=tuple(words(corpora)),
+        budget=budget if budget is not None else common_budget(tables),
+    )
+    chosen = rows_of(tables, words(settings), words(rows))
+    check_evaluated(chosen)
+    planned = plan(grid, chosen, numbers)
+    check_steps(planned)
+    workers = jobs or (min(MOST_JOBS, len(os.sched_getaffinity(0))) if trainer == "cpu" else 1)
+    seconds = earlier_seconds(grid, planned)
+    if estimate:
+        from tagi_lightning.reproduce.estimate import Estimator, estimate_table
+
+        print(estimate_table(planned, Estimator(grid, seconds, tflops), workers))
+        return 0
+    outcome = Runner(planned, launcher(workers), workers, seconds).run()
+    tell_failures(outcome, planned)
+    if outcome.interrupted is not None:
+        print("interrupted; the same command goes on", flush=True)
+        return 128 + outcome.interrupted
+    code = report(names, grid, numbers, Path(output or f"{runs}/reports/{taskset}-{size}"))
+    return 1 if outcome.failed or code else 0
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi reproduce`; returns the exit code."""
+    try:
+        code: int = jsonargparse.auto_cli(
+            reproduce, args=args, as_positional=False, prog="tagi reproduce", allow_abbrev=False
+        )
+    except (ValueError, OSError) as error:
+        print(f"tagi reproduce: {error}", file=sys.stderr)
+        return 1
+    return code

@@ -1,0 +1,71 @@
+"""`tagi fit --system FILE`: the part of a system that belongs to the stage, as one more configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from tagi_lightning import stages
+from tagi_lightning.reproduce.systems import load_system
+from tagi_lightning.stages import Stage
+
+
+def expand_system(args: Sequence[str]) -> list[str]:
+    """Replaces `--system FILE` by `--config` with what the system changes of the stage, after all other configurations.
+
+    Raises:
+        ValueError: If no configuration names the stage, or the stage is not in the system's chain.
+    """
+    rest, systems = take_option(args, "--system")
+    if not systems:
+        return rest
+    system, stage = load_system(Path(systems[-1])), configured_stage(take_option(args, "--config")[1])
+    if system.logits_teacher and stage == "distill" and not any("logits_teacher" in arg for arg in rest):
+        raise ValueError(
+            f"the logits teacher of {system.name} is the model of {system.logits_teacher}; train that first and give "
+            "--model.init_args.logits_teacher=<its model folder>"
+        )
+    last = max(place for place, arg in enumerate(rest) if arg == "--config" or arg.startswith("--config="))
+    after = last + (2 if rest[last] == "--config" else 1)
+    part = yaml.safe_dump(system.part(stage), sort_keys=False)
+    return [*rest[:after], "--config", part, *rest[after:]]
+
+
+def take_option(args: Sequence[str], option: str) -> tuple[list[str], list[str]]:
+    """Returns the arguments without an option, and its values, given as `--option value` or `--option=value`.
+
+    Raises:
+        ValueError: If the option stands without a value.
+    """
+    rest, values = [], []
+    words = iter(args)
+    for word in words:
+        if word == option:
+            if (value := next(words, None)) is None:
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif word.startswith(f"{option}="):
+            values.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    return rest, values
+
+
+def configured_stage(configs: Sequence[str]) -> str:
+    """Returns the name of the stage that configuration files name, the last one winning.
+
+    Raises:
+        ValueError: If none does.
+    """
+    known = {name: cls for name, cls in vars(stages).items() if isinstance(cls, type) and issubclass(cls, Stage)}
+    found = None
+    for path in (Path(config) for config in configs if "\n" not in config):
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(model, dict) and "class_path" in model:
+            found = str(model["class_path"]).rpartition(".")[2]
+    if found not in known:
+        raise ValueError("--system needs the stage's configuration: --config experiments/stages/<stage>.yaml")
+    return known[found].stage_name

@@ -1,0 +1,81 @@
+"""The configuration of a stage: which files it is made of, in the Makefile's order, and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tagi_lightning.reproduce.systems import merge
+
+SOURCES = {"pretrain-backbone": "-backbone", "pretrain": "-text"}
+"""Ending of the data configuration's name where a stage reads something else than tasks."""
+
+
+def stage_files(experiments: Path, stage: str, taskset: str, size: str, trainer: str) -> tuple[Path, ...]:
+    """Returns the configuration files of a stage: data, stage, what task set and size change, trainer."""
+    own = (f"stages/{taskset}/{stage}", f"sizes/{size}", f"sizes/{size}/{stage}", f"sizes/{size}/{taskset}/{stage}")
+    names = (f"data/{taskset}{SOURCES.get(stage, '')}", f"stages/{stage}", *own, f"trainers/{trainer}")
+    files = [experiments / f"{name}.yaml" for name in names]
+    return tuple(file for file in files if file.is_file())
+
+
+def check_choices(experiments: Path, taskset: str, size: str, trainer: str) -> None:
+    """Refuses names that no configuration has.
+
+    Raises:
+        ValueError: If one is unknown; the message lists the choices.
+    """
+    chosen = {"taskset": ("data", taskset), "size": ("sizes", size), "trainer": ("trainers", trainer)}
+    for option, (folder, value) in chosen.items():
+        names = sorted(path.stem for path in (experiments / folder).glob("*.yaml"))
+        known = [name for name in names if not name.endswith(tuple(SOURCES.values()))]
+        if value not in known:
+            raise ValueError(f"{option} {value!r} is unknown; choose from {', '.join(known)}")
+
+
+@cache
+def merged(files: tuple[Path, ...]) -> dict[str, Any]:
+    """Returns what the files say together, later ones winning; references to other options stay as written."""
+    values: dict[str, Any] = {}
+    for file in files:
+        values = merge(values, yaml.safe_load(file.read_text(encoding="utf-8")))
+    return values
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of dotted names as nested mappings."""
+    values: dict[str, Any] = {}
+    for name, value in options.items():
+        for key in reversed(name.split(".")):
+            value = {key: value}
+        values = merge(values, value)
+    return values
+
+
+def select(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Returns the option of a dotted name, `default` where it is absent or null."""
+    value: Any = config
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return default if value is None else value
+
+
+def examples_seen(config: Mapping[str, Any]) -> int:
+    """Returns the examples that a stage on tasks sees: steps times batch."""
+    counts = ("trainer.max_steps", "data.init_args.tasks_per_batch", "data.init_args.instances_per_task")
+    steps, tasks, instances = (select(config, name, 4) for name in counts)
+    return int(steps * select(config, "trainer.accumulate_grad_batches", 1) * tasks * instances)
+
+
+def needs_teachers(config: Mapping[str, Any]) -> bool:
+    """Whether distill, configured like this, reads the categories' teachers."""
+    loss, settings = "model.init_args.loss", select(config, "model.init_args", {})
+    if settings.get("teachers") == "none":
+        return False
+    distils = select(config, f"{loss}.lambda1", 5.0) and settings.get("logits_teacher", "category") == "category"
+    generates = select(config, "model.init_args.tagi.hypernetwork.enabled", True)
+    return bool(distils or (generates and select(config, f"{loss}.lambda2", "sigmoid")))
