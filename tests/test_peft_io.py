@@ -301,7 +301,7 @@ def test_a_pretrained_model_answers_alike_in_peft_on_real_inputs(trained, tmp_pa
     model = trained(backbone, TagiConfig(LoraConfig(rank=8), fusion=FusionConfig(enabled=False), decoder_memory=False))
     folder = Path(os.environ["TAGI_DATA"], "sni")
     tasks = read_sni(folder, allow_missing=True, max_train_instances=1, max_test_instances=4).test[:5]
-    config = GenerationConfig(max_new_tokens=8, stop_at_newline=True).with_newlines(tokenizer)
+    config = GenerationConfig(max_new_tokens=8)
     assembler = PromptAssembler.from_tokenizer(tokenizer, 2, 200, form=prompts.form)
     answers = 0
     for task in tasks:
@@ -314,9 +314,8 @@ def test_a_pretrained_model_answers_alike_in_peft_on_real_inputs(trained, tmp_pa
             row = assembler.input(text)
             ours = model.generate(Tokens.pad([row], 0), adapter, torch.zeros(1, dtype=torch.long), config)[0]
             ids = torch.tensor([row])
-            ends = [tokenizer.eos_token_id, *config.stop_ids]
             said = theirs.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=ends, pad_token_id=0
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
             )
             assert torch.equal(ours, said[0, len(row) :])
             answers += 1

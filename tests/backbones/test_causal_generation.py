@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -206,26 +207,46 @@ def build_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def test_newlines_are_every_token_that_holds_one():
+def test_newlines_are_every_token_that_holds_one_and_blanks_those_of_white_space_alone():
     tokenizer = build_tokenizer()
-    assert GenerationConfig().with_newlines(tokenizer).stop_ids == ()
+    assert GenerationConfig().with_newlines(tokenizer) == GenerationConfig()
     found = GenerationConfig(stop_at_newline=True, stop_ids=(3,)).with_newlines(tokenizer)
-    assert found.stop_ids == (3, 13, 14, 16)
+    assert (found.stop_ids, found.newline_ids, found.blank_ids) == ((3,), (13, 14, 16), (13, 14, 15))
     assert found.with_newlines(tokenizer) == found
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_decoding_stops_after_the_first_line_that_is_not_blank(causal, inputs, num_beams):
+    newlines, blanks = tuple(range(32)), tuple(range(16))
+    plain = GenerationConfig(max_new_tokens=12, num_beams=num_beams)
+    # with beams a line's end changes which beam wins, so only where they end is told
+    free = causal.generate(inputs, NOTHING, MIXED, plain).tolist()
+    lines = causal.generate(inputs, NOTHING, MIXED, replace(plain, newline_ids=newlines, blank_ids=blanks)).tolist()
+    ended = 0
+    for one, other in zip(lines, free, strict=True):
+        end = next(
+            (at for at, token in enumerate(one) if token in newlines and any(t not in blanks for t in one[: at + 1])),
+            None,
+        )
+        ended += end is not None
+        kept = one if end is None else one[: end + 1]
+        assert num_beams > 1 or kept == other[: len(kept)]
+        assert len(set(one[len(kept) :])) <= 1
+    assert ended
 
 
 def test_only_the_text_before_the_newline_counts(causal, inputs, instructions, monkeypatch):
     tokenizer, model = build_tokenizer(), TagiModel(causal, LORA)
     batch = TaskBatch(instructions, inputs, inputs.ids, MIXED, torch.full((3,), -1))
-    said = torch.tensor([[11, 12, 15, 16, 12, 10]] * 6)
+    said = torch.tensor([[13, 15, 11, 12, 15, 16, 12, 10]] * 6)
     seen = []
 
     def generate(inputs, adapter, task_index, config):
-        seen.append(config.stop_ids)
+        seen.append(config.newline_ids)
         return said
 
     monkeypatch.setattr(causal, "generate", generate)
-    for stop, text in ((True, "bc a"), (False, "bc a\nca")):
+    for stop, text in ((True, "bc a"), (False, "bc a\nca")):  # a blank line in front never counts
         config = GenerationConfig(stop_at_newline=stop)
         assert answer(model, batch, inputs, NOTHING, MIXED, config, tokenizer).texts == (text,) * 6
     assert seen == [(13, 14, 16), ()]

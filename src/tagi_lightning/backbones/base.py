@@ -41,15 +41,20 @@ class GenerationConfig:
     top_p: float = 1.0
     """Nucleus mass while sampling."""
     stop_at_newline: bool = False
-    """Stop at the first line break: an answer is one line."""
+    """The answer is the first line that is not blank. Decoder-only models stop there; others are cut afterwards."""
     stop_ids: tuple[int, ...] = ()
-    """Tokens that end an answer besides the model's own; those of line breaks follow from stop_at_newline."""
+    """Tokens that end an answer besides the model's own."""
+    newline_ids: tuple[int, ...] = ()
+    """Tokens that hold a line break; they follow from stop_at_newline."""
+    blank_ids: tuple[int, ...] = ()
+    """Tokens of white space alone; they follow from stop_at_newline."""
 
     def with_newlines(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-        """Returns the configuration with every token that holds a line break among `stop_ids`, where it stops there."""
+        """Returns the configuration with the tokenizer's line breaks and white space, where answers are one line."""
         if not self.stop_at_newline:
             return self
-        return replace(self, stop_ids=tuple(sorted({*self.stop_ids, *_newline_ids(tokenizer)})))
+        newlines, blanks = _newlines_and_blanks(tokenizer)
+        return replace(self, newline_ids=newlines, blank_ids=blanks)
 
     def to_kwargs(self) -> dict[str, Any]:
         """Returns keyword arguments for Hugging Face `generate`."""
@@ -65,9 +70,10 @@ class GenerationConfig:
 
 
 @lru_cache(maxsize=4)
-def _newline_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _newlines_and_blanks(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return tuple(token for token, text in enumerate(texts) if "\n" in text)
+    newlines = tuple(token for token, text in enumerate(texts) if "\n" in text)
+    return newlines, tuple(token for token, text in enumerate(texts) if not text.strip())
 
 
 class Backbone(nn.Module, ABC):

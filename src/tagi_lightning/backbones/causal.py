@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig
 from tagi_lightning.backbones.causal_modules import AdaptedCausalAttention
+from tagi_lightning.backbones.first_line import FirstLine
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.losses import sequence_log_likelihood
@@ -163,6 +164,7 @@ class CausalBackbone(Backbone):
         self._check_context(own.ids.shape[1] + _width(adapter), own.mask.sum(1), before)
         own = _pad_left(own)
         ends = (*self.eos_ids, *config.stop_ids)
+        first_line = FirstLine(config.newline_ids, config.blank_ids, own.ids.shape[1])
         ids = self.model.generate(  # type: ignore[operator]
             input_ids=own.ids,
             attention_mask=own.mask,
@@ -171,6 +173,7 @@ class CausalBackbone(Backbone):
             task_index=task_index,
             eos_token_id=list(ends) or None,
             pad_token_id=ends[0] if ends else 0,
+            stopping_criteria=[first_line] if config.newline_ids else [],
             **config.to_kwargs(),
         )
         generated: Tensor = ids[:, own.ids.shape[1] :]

@@ -15,6 +15,7 @@ from data_modules.control_instructions import ControlInstructions
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
+from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
 from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest, flatten
 from tagi_lightning.controls import ONCE_FOR_ALL_TASKS, generated
 from tagi_lightning.data.batch import TaskBatch
@@ -29,9 +30,10 @@ from tagi_lightning.stages.evaluate import Evaluation
 
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
-PROMPT = "data.init_args.prompt"
-COMPARED = (PROMPT, "data.init_args.setting", "backbone.dtype", "backbone.quantization")
-"""Options whose difference between training and evaluation is told; of prompts it is an error."""
+SAME = ("data.init_args.prompt", "backbone.instruction_layer")
+"""Options that must be those of training: they decide what the hypernetwork reads."""
+COMPARED = (*SAME, "data.init_args.setting", "backbone.dtype", "backbone.quantization")
+"""Options whose difference between training and evaluation is told."""
 
 
 class EvaluateCLI(TagiCLI):
@@ -116,7 +118,7 @@ class Evaluator:
         """Compares the present options with those that the hypernetwork was trained with, where its run tells them.
 
         Raises:
-            RunFolderError: If prompts are made otherwise than in training.
+            RunFolderError: If the hypernetwork would read something else than in training.
         """
         record = self.stage.weights.parent / "config.yaml"
         uses = any(SYSTEMS[name].generates for name in self.stage.systems if name in SYSTEMS)
@@ -126,9 +128,11 @@ class Evaluator:
         present = dict(flatten(plain(self.cli.config, self.cli.parser)))
         differing = [key for key in COMPARED if trained.get(key, present.get(key)) != present.get(key)]
         told = [f"{key} {trained[key]!r} there, {present.get(key)!r} here" for key in differing]
-        if PROMPT in differing:
+        if needed := [
+            f"--{key}={'null' if trained[key] is None else trained[key]}" for key in differing if key in SAME
+        ]:
             raise RunFolderError(
-                f"{record.parent} was trained with other prompts: {'; '.join(told)}; give --{PROMPT}={trained[PROMPT]}"
+                f"{record.parent} was trained on other prompts or states: {'; '.join(told)}; give {' '.join(needed)}"
             )
         if told:
             print(f"evaluate: {record.parent} was trained otherwise: {'; '.join(told)}", flush=True)
@@ -167,8 +171,16 @@ class Evaluator:
         trainer = self.cli.trainer
         return bool(trainer.fast_dev_run) or trainer.limit_test_batches != 1.0  # type: ignore[attr-defined]
 
+    def loaders(self, spec: SystemSpec) -> list[DataLoader[TaskBatch]]:
+        """Returns the batches that a system reads, pass by pass."""
+        if spec.data == "each_demonstration":
+            return list(self.data.member_dataloaders())
+        if spec.data == "few_shot":
+            return [instances for _, instances in self.data.few_shot_dataloaders().values()]
+        return [self.loader(spec)]
+
     def loader(self, spec: SystemSpec) -> DataLoader[TaskBatch]:
-        """Returns the batches that a system reads."""
+        """Returns the batches of a system that reads them in one pass."""
         loaders = {
             "test": self.data.test_dataloader,
             "wrong_instruction": self.data.wrong_instruction_dataloader,
@@ -189,9 +201,14 @@ class Evaluator:
         """Returns the rows of a system that runs the model, with its cost."""
         stage, spec = self.stage, SYSTEMS[name]
         stage.system = name
-        self.cli.trainer.test(stage, dataloaders=self.loader(spec), verbose=False, weights_only=True)
+        if spec.data == "each_demonstration":
+            answered = answer_by_members(self.cli.trainer, stage, self.data)
+        elif spec.data == "few_shot":
+            answered = answer_by_data_sets(self.cli.trainer, stage, self.data)
+        else:
+            answered = answer_once(self.cli.trainer, stage, self.loader(spec))
         facts: dict[str, Any] = {
-            "seconds": round(stage.seconds, 3),
+            "seconds": round(answered.seconds, 3),
             "backbone": stage.backbone.name,
             "backbone_digest": stage.checkpoint_backbone_digest(),
         }
@@ -201,10 +218,10 @@ class Evaluator:
             facts |= {"teachers": str(stage.teachers), "teachers_digest": self.teachers_digest(name)}
         if spec.data == "paraphrased":
             facts["paraphrases"] = asdict(count_paraphrases(self.data.splits.test))
-        facts |= stage.controls.facts(spec.adapter)
+        facts |= stage.controls.facts(spec.adapter) | answered.facts
         if stage.flops and not self.partial:
             facts |= self.costs(name)
-        return stage.rows, facts
+        return answered.rows, facts
 
     def costs(self, name: str) -> dict[str, Any]:
         """Returns a system's operations, also relative to the concatenated backbone, and what they leave out."""
@@ -214,7 +231,8 @@ class Evaluator:
         facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
         if spec.adapter is generated and self.stage.model.config.reads == "input":
             facts["relative_flops_formula"] = round(self.formula(), 4)
-        if left_out := ONCE_FOR_ALL_TASKS.get(spec.adapter):
+        training = "training on each data set's demonstrations" if spec.data == "few_shot" else None
+        if left_out := ONCE_FOR_ALL_TASKS.get(spec.adapter, training):
             facts["flops_leave_out"] = left_out
         return facts
 
@@ -223,7 +241,8 @@ class Evaluator:
         if name not in self._flops:
             spec, stage = SYSTEMS[name], self.stage
             model = stage.model if spec.generates else stage.bare
-            self._flops[name] = measure_flops(spec, model, self.loader(spec), stage.controls)
+            counts = (measure_flops(spec, model, loader, stage.controls) for loader in self.loaders(spec))
+            self._flops[name] = sum(counts)
         return self._flops[name]
 
     def formula(self) -> float:
