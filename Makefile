@@ -3,12 +3,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TASKSET ?= synthetic
-SIZE ?= $(if $(filter synthetic,$(TASKSET)),tiny,base)
+SIZE ?= $(if $(filter %synthetic,$(TASKSET)),tiny,base)
 SEED ?= 0
 SETTING ?= def
 TRAINER ?= cpu
 DATA ?= data/$(TASKSET)
-RUN ?= runs/$(TASKSET)-$(SIZE)-s$(SEED)
+SYSTEM ?=
+RUN ?= runs/$(TASKSET)-$(SIZE)$(if $(SYSTEM),-$(SYSTEM))-s$(SEED)
+SEEDS ?= 0,1,2
 BACKBONE ?=
 TOKENIZER ?=
 CORPORA ?=
@@ -28,6 +30,7 @@ $(call known,TASKSET,$(call names,data))
 $(call known,SIZE,$(call names,sizes))
 $(call known,TRAINER,$(call names,trainers))
 $(call known,SETTING,def def+2pos)
+$(if $(SYSTEM),$(call known,SYSTEM,$(call names,systems)))
 $(if $(shell echo '$(SEED)' | grep -xE '[0-9]+'),,$(error SEED=$(SEED) is not a whole number))
 
 # TAGI-LoRA on a pretrained decoder-only model starts from fresh weights and has no teachers
@@ -40,18 +43,36 @@ source_pretrain := -text
 # configuration of one stage: data, then stage, then what this size and task set change, then the machine
 configs = --config $(E)/data/$(TASKSET)$(source_$(1)).yaml --config $(E)/stages/$(1).yaml $(addprefix --config ,$(wildcard $(E)/stages/$(TASKSET)/$(1).yaml)) \
   --config $(E)/sizes/$(SIZE).yaml $(addprefix --config ,$(wildcard $(E)/sizes/$(SIZE)/$(1).yaml $(E)/sizes/$(SIZE)/$(TASKSET)/$(1).yaml)) \
-  --config $(E)/trainers/$(TRAINER).yaml
+  --config $(E)/trainers/$(TRAINER).yaml $(if $(SYSTEM),$(if $(filter evaluate,$(1)),,--system $(E)/systems/$(SYSTEM).yaml))
 options = --run '$(RUN)' --seed_everything $(SEED) --data_folder '$(DATA)' --setting $(SETTING) \
   $(if $(BACKBONE),--backbone.name '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
   $(if $(CORPORA),--corpora $(CORPORA))
 
-.PHONY: help install demo data backbone $(STAGES) evaluate all score bench tensorboard test check coverage clean
+# a grid of systems: `make reproduce` runs it, `make report` tells what its runs hold
+comma := ,
+listed = $(subst $() ,$(comma),$(strip $(1)))
+grid = --taskset $(TASKSET) --size $(SIZE) --seeds '$(SEEDS)' --data '$(DATA)' --trainer $(TRAINER) \
+  $(if $(ROWS),--rows '$(ROWS)') $(if $(filter file,$(origin SETTING)),,--settings $(SETTING)) \
+  $(if $(BACKBONE),--backbone '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
+  $(if $(CORPORA),--corpora '$(call listed,$(CORPORA))')
+reported = --runs '$(or $(RUNS),$(call listed,$(wildcard runs/$(TASKSET)-$(SIZE)-s*)))' \
+  --output '$(or $(OUTPUT),runs/reports/$(TASKSET)-$(SIZE)/$(or $(TABLE),all))' \
+  $(if $(TABLE),--table '$(TABLE)' --taskset $(TASKSET))
+
+# demo-lm: on synthetic tasks everything is in the size's configuration; real ones are cut short
+LM_RUN = $(if $(filter file,$(origin RUN)),runs/demo-lm,$(RUN))
+LM = --no-print-directory SIZE=smollm2-135m \
+  SETTING=$(if $(filter file,$(origin SETTING)),$(if $(filter synthetic,$(TASKSET)),def,def+2pos),$(SETTING))
+LM_TRAINING = $(if $(filter synthetic,$(TASKSET)),,--trainer.max_steps=150)
+LM_TEST = $(if $(filter synthetic,$(TASKSET)),,--data.init_args.max_test_instances=3)
+
+.PHONY: help install demo demo-lm data backbone $(STAGES) evaluate all score reproduce report bench doctor check-config tensorboard test test-reliability check coverage clean
 
 help: ## list the commands and their variables
 	@echo "usage: make COMMAND [VARIABLE=value ...]"; echo; echo "commands:"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
 	@echo; echo "variables (present value):"
-	@echo "  TASKSET=$(TASKSET)   synthetic, sni, p3 or custom"
+	@echo "  TASKSET=$(TASKSET)   synthetic, sni, p3, p3-synthetic or custom"
 	@echo "  DATA=$(DATA)   data folder"
 	@echo "  SETTING=$(SETTING)   def or def+2pos: what an instruction shows"
 	@echo "  SIZE=$(SIZE)   tiny, small, base, large, xl, xxl or smollm2-135m"
@@ -60,6 +81,8 @@ help: ## list the commands and their variables
 	@echo "  CORPORA=$(CORPORA)   files or folders of plain text for pretraining"
 	@echo "  TRAINER=$(TRAINER)   cpu, gpu, ddp, fsdp or deepspeed"
 	@echo "  SEED=$(SEED)   RUN=$(RUN)   run folder"
+	@echo "  SYSTEM=$(SYSTEM)   one of $(E)/systems instead of TAGI, for a single stage"
+	@echo "  SEEDS=$(SEEDS)   TABLE=$(TABLE)   ROWS=$(ROWS)   of reproduce; ARGS='--estimate=true' tells its time beforehand"
 	@echo '  ARGS=$(ARGS)   any override, e.g. ARGS="--trainer.max_steps=100 --model.init_args.optimizer.lr=3e-4"'
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
@@ -89,6 +112,7 @@ evaluate: install ## decode and score the test tasks with TAGI and its controls
 	$(TAGI) evaluate $(call configs,evaluate) $(options) $(ARGS)
 
 all: ## the whole chain: every stage, then evaluate
+	$(if $(SYSTEM),$(error make all runs TAGI's own chain; for $(SYSTEM): make reproduce TABLE=sni ROWS=$(SYSTEM)))
 	@for stage in $(CHAIN); do \
 	  $(MAKE) --no-print-directory $$stage || exit $$?; done
 
@@ -96,17 +120,43 @@ demo: install ## see it all work on synthetic tasks: about ten minutes on two co
 	$(MAKE) --no-print-directory data TASKSET=synthetic
 	$(MAKE) --no-print-directory all TASKSET=synthetic SIZE=tiny RUN=$(if $(filter file,$(origin RUN)),runs/demo,$(RUN))
 
+demo-lm: install ## TAGI-LoRA on a pretrained language model, SmolLM2: about twenty minutes on two cores
+	$(if $(BACKBONE),,$(MAKE) --no-print-directory backbone BACKBONE=smollm2-135m)
+	$(if $(wildcard $(DATA)),,$(MAKE) --no-print-directory data)
+	$(MAKE) $(LM) distill RUN='$(LM_RUN)' ARGS="$(LM_TRAINING) $(ARGS)"
+	$(MAKE) $(LM) evaluate RUN='$(LM_RUN)' ARGS="$(LM_TEST) $(ARGS)"
+	$(MAKE) $(LM) distill RUN='$(LM_RUN)-prefix' ARGS="$(LM_TRAINING) --model.init_args.tagi.decoder_memory=true $(ARGS)"
+	$(MAKE) $(LM) evaluate RUN='$(LM_RUN)-prefix' ARGS="$(LM_TEST) --model.init_args.systems=[wrong_instruction,tagi] $(ARGS)"
+	$(TAGI) compare --run '$(LM_RUN)' --others "['$(LM_RUN)-prefix']"
+
 score: install ## score PREDICTIONS=<file> without a model
 	$(TAGI) score --predictions '$(or $(PREDICTIONS),$(error give PREDICTIONS=<predictions.jsonl>))'
 
+reproduce: install ## run what is missing of TABLE=sni, p3, controls, ablation, tasks or all, for all SEEDS, and report it
+	$(TAGI) reproduce --table '$(or $(TABLE),$(error give TABLE=sni, p3, controls, ablation, tasks or all))' $(grid) $(ARGS)
+
+report: install ## write OUTPUT=<folder> with table and charts of RUNS=<folders, commas between>, in the rows of TABLE
+	$(TAGI) report $(reported) $(ARGS)
+
 bench: install ## time what is fast against what is plain, as ratios: CASES="rank", SIZE, OUTPUT=<json>
 	$(TAGI) bench $(if $(CASES),--cases '[$(CASES)]') --size $(if $(filter file,$(origin SIZE)),small,$(SIZE)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
+
+doctor: install ## look whether versions, machine, caches and data are well, and train two steps of every stage
+	$(TAGI) doctor $(ARGS)
+
+check-config: install ## tell all that is wrong with the configuration and data of STAGE=<stage>, and what its run takes
+	$(if $(STAGE),,$(error give STAGE=<stage>: $(STAGES) or evaluate))$(TAGI) check $(call configs,$(STAGE)) $(options) $(ARGS)
 
 tensorboard: install ## show the curves of all runs
 	$(VENV)/bin/tensorboard --logdir runs
 
 test: install ## run the tests
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(ARGS)
+
+test-reliability: install ## kills, signals and faults at many points: half an hour on two cores; writes the table of docs/reliability.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 POINTS=$(or $(POINTS),20) RECORD=docs/reliability.json \
+	  $(VENV)/bin/python -m pytest -m reliability $(ARGS)
+	$(VENV)/bin/python tests/reliability_table.py docs/reliability.json docs/reliability.md
 
 coverage: install ## run the tests and report coverage
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest --cov --cov-report=term $(ARGS)

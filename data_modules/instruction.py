@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from tagi_lightning.data.batch import TaskBatch
+from data_modules.loader import ResumableLoader
 from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator
 from tagi_lightning.data.instruction import InstructionPrompts
@@ -28,7 +27,7 @@ from tagi_lightning.data.sampler import (
     TaskBatchSampler,
     task_lengths,
 )
-from tagi_lightning.data.splits import ValSplit, exchange_instructions
+from tagi_lightning.data.splits import ValSplit, demonstrations_as_instances, exchange_instructions
 from tagi_lightning.data.task import Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
@@ -39,34 +38,6 @@ DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
 
 HELD_OUT_INSTANCES = 50
 """Instances of a training task that teachers are scored on: those of ranks 101 to 150."""
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader over an `EpochSampler` that goes on after the last batch it yielded.
-
-    Lightning saves its state with a checkpoint and restores it before the interrupted epoch goes on.
-    """
-
-    batch_sampler: EpochSampler
-
-    def __init__(self, dataset: Any, **kwargs: Any) -> None:
-        """Takes a DataLoader's arguments; the random numbers of the model's dropout stay as they are."""
-        super().__init__(dataset, generator=torch.Generator(), **kwargs)
-
-    def __iter__(self) -> Iterator[TaskBatch]:  # type: ignore[override]
-        sampler = self.batch_sampler
-        sampler.position = sampler.start
-        for batch in super().__iter__():
-            sampler.position += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns the epoch and the number of its batches yielded so far."""
-        return {"epoch": self.batch_sampler.epoch, "position": self.batch_sampler.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues the epoch of `state` after the batches that were yielded."""
-        self.batch_sampler.seek(state["epoch"], state["position"])
 
 
 class InstructionDataModule(L.LightningDataModule):
@@ -97,6 +68,8 @@ class InstructionDataModule(L.LightningDataModule):
         val_share: float = 0.05,
         allow_missing: bool = False,
         with_prompt: bool = False,
+        demonstrations: int = 0,
+        max_demonstrated_length: int | None = None,
         instructions_only: bool = False,
         seed: int = 0,
         num_workers: int = 0,
@@ -123,6 +96,9 @@ class InstructionDataModule(L.LightningDataModule):
             val_share: Share that validation holds out.
             allow_missing: Go on without absent task files and say which.
             with_prompt: Also give instruction and input concatenated, for teachers and baselines.
+            demonstrations: Of the demonstrations that a task has, those that batches carry for in-context baselines, at
+                most. Training draws them anew for every batch, evaluation takes the first.
+            max_demonstrated_length: Tokens of demonstrations and prompt together at most; null for max_input_length.
             instructions_only: Train on batches of T instructions without examples, for alignment alone.
             seed: Decides which instances are taken, the order, and the draws of phrasings and references.
             num_workers: Processes that build batches; they change nothing but speed.
@@ -139,6 +115,7 @@ class InstructionDataModule(L.LightningDataModule):
         self.categories_wanted = categories
         self.val_split, self.val_share = val_split, val_share
         self.allow_missing, self.with_prompt, self.instructions_only = allow_missing, with_prompt, instructions_only
+        self.demonstrations, self.max_demonstrated_length = demonstrations, max_demonstrated_length
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
         beside = self.folder.parent if self.folder.is_file() else self.folder
         self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
@@ -207,6 +184,14 @@ class InstructionDataModule(L.LightningDataModule):
         limits = (self.max_input_length, self.max_output_length)
         return PromptAssembler.from_tokenizer(self.tokenizer, shown, *limits, self.form)
 
+    @property
+    def demonstrated(self) -> PromptAssembler | None:
+        """Joins demonstrations and prompts; None where batches carry no demonstrations."""
+        if not self.demonstrations:
+            return None
+        length = self.max_demonstrated_length or self.max_input_length
+        return replace(self.assembler, max_demonstrations=self.demonstrations, max_input_length=length)
+
     @cached_property
     def tasks(self) -> dict[SplitName, TokenizedTasks]:
         """The tokenised tasks of each split that has any."""
@@ -218,7 +203,7 @@ class InstructionDataModule(L.LightningDataModule):
             return
         self._prepared = True
         for tasks in self.tasks.values():
-            check_lengths(tasks, self.assembler, self.with_prompt, self.report)
+            check_lengths(tasks, self.assembler, self.with_prompt, self.report, self.demonstrated)
         self.report.raise_if_errors("Raise max_input_length, shorten these definitions or leave the tasks out.")
         if summary := self.report.summary():
             print(summary, flush=True)
@@ -235,9 +220,7 @@ class InstructionDataModule(L.LightningDataModule):
         """Returns training batches, or batches of instructions where `instructions_only` is set."""
         if self.instructions_only:
             return self.instruction_dataloader()
-        lengths = task_lengths(self.tasks["train"], self.assembler)
-        counts = (self.tasks_per_batch, self.instances_per_task, self.seed, self.pool_batches)
-        return self._loader(self.tasks["train"], TaskBatchSampler(lengths, *counts, *self._place))
+        return self._training(self.tasks["train"])
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Returns the validation tasks' instances, or no loader where nothing is held out."""
@@ -259,6 +242,37 @@ class InstructionDataModule(L.LightningDataModule):
     def paraphrased_dataloader(self) -> ResumableLoader:
         """Returns the test tasks' instances, each task under its own instruction in other words."""
         return self._evaluation(self._tokenized([paraphrase(task) for task in self.splits.test]))
+
+    def member_dataloaders(self) -> list[ResumableLoader]:
+        """Returns the test tasks' instances once for each demonstration, which stands alone in its batches.
+
+        There are as many as `demonstrations` asks for and every test task has.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        least = min(len(task.demonstrations) for task in self.tasks["test"].tasks)
+        if not (members := min(self.demonstrations, least)):
+            raise ValueError(
+                f"an ensemble reads one demonstration at a time; data.demonstrations={self.demonstrations} are asked "
+                f"for and some test task has {least}: ask for some, and in P3 draw them with data.shots"
+            )
+        return [self._evaluation(self.tasks["test"], member) for member in range(members)]
+
+    def few_shot_dataloaders(self) -> dict[str, tuple[ResumableLoader, ResumableLoader]]:
+        """Returns, for each category of the test tasks, batches of its demonstrations to train on, and its instances.
+
+        Raises:
+            ValueError: If a test task has no demonstration.
+        """
+        found: dict[str, list[Task]] = {}
+        for task in self.splits.test:
+            found.setdefault(task.category, []).append(task)
+        loaders = {}
+        for category, tasks in found.items():
+            shots = self._tokenized([demonstrations_as_instances(task) for task in tasks])
+            loaders[category] = self._training(shots), self._evaluation(self._tokenized(tasks))
+        return loaders
 
     def exchange(self) -> Sequence[Task]:
         """Returns the test tasks, each with another one's instruction."""
@@ -305,7 +319,7 @@ class InstructionDataModule(L.LightningDataModule):
     def collator(self) -> TaskCollator:
         """What makes batches of examples."""
         pad_id = self.tokenizer.pad_token_id
-        return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt)
+        return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt, self.demonstrated)
 
     def _load(self, report: DataReport, held_out_instances: int = 0) -> dict[SplitName, TokenizedTasks]:
         read = partial(self.read, held_out_instances=held_out_instances)
@@ -318,14 +332,18 @@ class InstructionDataModule(L.LightningDataModule):
     def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
         return load_or_tokenize(tasks, self.tokenizer, self.cache_dir, self.form)
 
-    def _evaluation(self, tasks: TokenizedTasks) -> ResumableLoader:
-        lengths = task_lengths(tasks, self.assembler)
-        return self._loader(tasks, EvaluationSampler(lengths, self.eval_batch_size, *self._place))
+    def _training(self, tasks: TokenizedTasks) -> ResumableLoader:
+        counts = (self.tasks_per_batch, self.instances_per_task, self.seed, self.pool_batches)
+        return self._loader(tasks, TaskBatchSampler(task_lengths(tasks, self.assembler), *counts, *self._place))
 
-    def _loader(self, tasks: TokenizedTasks, sampler: EpochSampler) -> ResumableLoader:
+    def _evaluation(self, tasks: TokenizedTasks, member: int | None = None) -> ResumableLoader:
+        lengths = task_lengths(tasks, self.assembler)
+        return self._loader(tasks, EvaluationSampler(lengths, self.eval_batch_size, *self._place), member)
+
+    def _loader(self, tasks: TokenizedTasks, sampler: EpochSampler, member: int | None = None) -> ResumableLoader:
         return ResumableLoader(
             tasks,  # type: ignore[arg-type]  # needs no base class
             batch_sampler=sampler,
-            collate_fn=self.collator,
+            collate_fn=replace(self.collator, member=member),
             num_workers=self.num_workers,
         )

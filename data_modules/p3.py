@@ -27,7 +27,7 @@ class P3DataModule(InstructionDataModule):
         folder: str,
         tokenizer: str,
         templates: str | None = None,
-        subset: int | list[str] = 36,
+        subset: int | list[str] | None = 36,
         model_input: Literal["fields", "prompt"] = "fields",
         shots: int = 0,
         max_examples_per_template: int = 1000,
@@ -39,12 +39,15 @@ class P3DataModule(InstructionDataModule):
         """Takes the settings; nothing is read before `prepare_data`.
 
         Args:
-            folder: Rows, FOLDER/<data set>/{train,validation}, raw or rendered.
+            folder: Rows, FOLDER/<data set>/{train,validation}, raw or rendered; FOLDER/lists.yaml, where it is there,
+                lists other data sets than T0's.
             tokenizer: Tokenizer folder or hub id.
             templates: promptsource's folder of templates; null for FOLDER_templates beside the rows.
-            subset: Size of one of the paper's subsets of training sets (5, 10, 20, 36) or their names.
+            subset: Size of one of the paper's subsets of training sets (5, 10, 20, 36), their names, or null for
+                all.
             model_input: What a model reads: what the row fills into the prompt, or the complete prompt.
-            shots: Demonstrations drawn for each test task, for in-context baselines.
+            shots: Demonstrations drawn for each task, of rows that the task neither trains on nor is evaluated on;
+                `demonstrations` puts them into batches, and Full FT trains on them.
             max_examples_per_template: Instances taken of a training task.
             max_test_instances: Instances taken of a test task; null takes all.
             max_input_length: Tokens of an instruction, an input or a complete prompt at most.

@@ -10,7 +10,8 @@ from typing import Any
 import lightning as L
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from data_modules.instruction import InstructionDataModule, ResumableLoader
+from data_modules.instruction import InstructionDataModule
+from data_modules.loader import ResumableLoader
 from tagi_lightning.data.causal_prompts import PromptKind
 from tagi_lightning.data.pretraining import (
     MIN_LENGTH,

@@ -121,6 +121,15 @@ def test_mean_adapter_and_wrong_adapter_keep_fusion_and_memory_of_the_right_inst
     assert all(torch.allclose(wrong.lora.b[site], expected.b[site], atol=1e-6) for site in expected.b)
 
 
+def test_lora_only_is_the_generated_lora_and_nothing_else(model, tokens):
+    batch = batch_of(tokens, ["a", "b"], [0, 1])
+    whole, alone = (SystemRunner(SYSTEMS[name], model).condition(batch)[1] for name in ("tagi", "lora_only"))
+    assert (alone.fusion, alone.memory, alone.prefix) == (None, None, None)
+    assert all(torch.equal(whole.lora.b[site], alone.lora.b[site]) for site in whole.lora.b)
+    logits = [SystemRunner(SYSTEMS[name], model).forward(batch) for name in ("tagi", "lora_only")]
+    assert not torch.equal(*logits)
+
+
 @pytest.mark.parametrize("writes", ["prefix", "both"])
 def test_a_generated_prefix_is_replaced_with_the_lora(backbone, trained, tokens, given, writes):
     model = trained(backbone, TagiConfig(LORA, HypernetworkConfig(writes=writes, prefix_length=3)))

@@ -8,11 +8,13 @@ from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, writ
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
 from tagi_lightning.cli.runs import flatten
+from tagi_lightning.data.synthetic_p3 import SyntheticP3Config, write_synthetic_p3
 from tagi_lightning.reproduce.plan import Grid, plan
 from tagi_lightning.reproduce.tables import digest, load_table, table_names
 
 EXPERIMENTS = ROOT / "experiments"
-TASKSETS = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml") if "-" not in path.stem)
+SOURCES = ("-text", "-backbone")
+TASKSETS = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml") if not path.stem.endswith(SOURCES))
 ALL_STAGES = sorted(path.stem for path in (EXPERIMENTS / "stages").glob("*.yaml"))
 SIZES = sorted(path.stem for path in (EXPERIMENTS / "sizes").glob("*.yaml"))
 TRAINERS = sorted(path.stem for path in (EXPERIMENTS / "trainers").glob("*.yaml"))
@@ -24,18 +26,20 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks") / "data"
     write_task_set(folder)
     write_p3_set(folder.parent)
+    small = SyntheticP3Config(train_rows=14, shot_rows=6, test_rows=2, documents_per_template=1)
+    write_synthetic_p3(folder.with_name("p3-synthetic"), small)
     return folder
 
 
 def variables(taskset, data):
-    if taskset == "synthetic":
+    if taskset.endswith("synthetic"):
         return {"TASKSET": taskset}
     return {"TASKSET": taskset, "TOKENIZER": data / "tokenizer", "CORPORA": data / "corpus"}
 
 
 def options(taskset, stage, data):
     """Returns what makes a stage small: a cache of its own, few instances."""
-    if taskset == "synthetic":
+    if taskset.endswith("synthetic"):
         return []
     small = [f"--data.init_args.cache_dir={data / '.cache'}"] if stage in ("pretrain", "pretrain-backbone") else []
     if taskset == "p3" and stage != "pretrain":
@@ -45,7 +49,8 @@ def options(taskset, stage, data):
 
 
 def stage_command(taskset, stage, run, data, *more):
-    folder = {"custom": data / "tasks", "p3": data.with_name("p3")}.get(taskset, data)
+    own = {"custom": data / "tasks", "p3": data.with_name("p3"), "p3-synthetic": data.with_name("p3-synthetic")}
+    folder = own.get(taskset, data)
     arguments = command(stage, run, folder, **variables(taskset, data), SIZE="tiny")
     if taskset != "synthetic":  # the generated set's own options
         arguments = [word for word in arguments if not word.startswith("--config=")]
@@ -62,7 +67,7 @@ def test_every_stage_of_a_task_set_runs_at_tiny_size(taskset, data, tmp_path):
         assert tagi(stage_command(taskset, stage, run, data, "--trainer.max_steps=1")) == 0, stage
         assert record_of(run, stage)["status"] == "finished"
     # training leaves some instances for the teachers to be scored on
-    trained = "max_examples_per_template" if taskset == "p3" else "max_train_instances"
+    trained = "max_examples_per_template" if taskset.startswith("p3") else "max_train_instances"
     few = [f"--data.init_args.{name}=1" for name in (trained, "max_test_instances")]
     few.append("--model.init_args.generation.max_new_tokens=4")
     assert tagi(stage_command(taskset, "evaluate", run, data, *few)) == 0

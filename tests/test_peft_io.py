@@ -315,7 +315,11 @@ def test_a_pretrained_model_answers_alike_in_peft_on_real_inputs(trained, tmp_pa
             ours = model.generate(Tokens.pad([row], 0), adapter, torch.zeros(1, dtype=torch.long), config)[0]
             ids = torch.tensor([row])
             said = theirs.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=8,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=0,
             )
             assert torch.equal(ours, said[0, len(row) :])
             answers += 1

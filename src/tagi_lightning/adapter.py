@@ -149,10 +149,10 @@ class PreparedAdapter(TaskAdapter):
     def select(self, row: int) -> PreparedAdapter:
         """Returns the adapter of task `row` alone, cut to the tokens of its own instruction, as tensors of its own."""
         holder = self.fusion or self.memory
-        length = int(holder.mask[row].sum()) if holder is not None else 0
+        places = holder.mask[row].nonzero().flatten() if holder is not None else torch.empty(0, dtype=torch.long)
 
         def cut(tensor: Tensor) -> Tensor:
-            return tensor[row : row + 1].narrow(_token_dim(tensor), 0, length).clone()
+            return tensor[row : row + 1].index_select(_token_dim(tensor), places)
 
         lora, fusion, memory, prefix = self.lora, self.fusion, self.memory, self.prefix
         return replace(

@@ -218,7 +218,12 @@ def nothing(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
 
 def generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
     """Returns what the batch's instructions give."""
-    return adapt(batch.instruction)
+    return adapt(controls.model.conditions(batch))
+
+
+def lora_alone(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
+    """Returns the LoRA of what the batch's instructions give, which is what PEFT holds of it."""
+    return TaskAdapter(generated(controls, adapt, batch).lora)
 
 
 def other_generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:

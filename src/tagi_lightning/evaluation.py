@@ -33,19 +33,20 @@ class SystemSpec:
         reads: The bare input, instruction and input concatenated, or what the trained model was trained to read.
         adapter: What gives each batch its adapters.
         data: Test tasks, those each with another test task's instruction or with its own in other words, or held-out
-            training instances.
+            training instances; or test tasks in passes, one for each demonstration, or one for each data set after
+            training on its demonstrations.
         title: What tables call it.
     """
 
     reads: Literal["input", "prompt", "trained"]
     adapter: Source
-    data: Literal["test", "wrong_instruction", "paraphrased", "held_out"]
+    data: Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
     title: str
 
     @property
     def generates(self) -> bool:
         """Whether the hypernetwork takes part."""
-        return self.adapter is controls.generated or self.replaces_adapter
+        return self.adapter in (controls.generated, controls.lora_alone) or self.replaces_adapter
 
     @property
     def replaces_adapter(self) -> bool:
@@ -72,6 +73,9 @@ SYSTEMS: dict[str, SystemSpec] = {
     ),
     "concatenated": SystemSpec("prompt", controls.nothing, "test", "backbone, instruction concatenated"),
     "tagi": SystemSpec("trained", controls.generated, "test", "TAGI"),
+    "lora_only": SystemSpec("trained", controls.lora_alone, "test", "TAGI, its LoRA alone, as PEFT holds it"),
+    "ensemble": SystemSpec("trained", controls.generated, "each_demonstration", "ensemble over demonstrations"),
+    "full_ft": SystemSpec("prompt", controls.nothing, "few_shot", "backbone, trained on demonstrations"),
     "teachers_backbone": SystemSpec(
         "prompt", controls.nothing, "held_out", "held out: backbone, instruction concatenated"
     ),
@@ -188,7 +192,7 @@ def answer(
         ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         if config.stop_at_newline:
-            texts = [text.partition("\n")[0] for text in texts]
+            texts = [text.strip().partition("\n")[0] for text in texts]
         return Answers(tuple(text.strip() for text in texts))
     labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
     totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)

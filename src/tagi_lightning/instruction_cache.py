@@ -28,10 +28,12 @@ class InstructionStatesCache:
             max_bytes: Size of all states together at most.
 
         Raises:
-            ValueError: If some weight of the backbone is trained.
+            ValueError: If some weight of the backbone is trained, or demonstrations are read, which are never the same.
         """
         if any(parameter.requires_grad for parameter in model.backbone.parameters()):
             raise ValueError("instruction states change while the backbone trains: set instruction_cache_mb=0")
+        if model.config.memory_of == "demonstrations":
+            raise ValueError("every batch draws demonstrations of its own: set instruction_cache_mb=0")
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._encode = model.encode_instructions

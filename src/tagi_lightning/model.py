@@ -22,6 +22,7 @@ from tagi_lightning.adapter import InstructionStates, PreparedAdapter, TaskAdapt
 from tagi_lightning.backbones.base import Backbone, GenerationConfig, Part
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
+from tagi_lightning.hub import HubModel
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from tagi_lightning.lora import LoraConfig, LoraWeights
 from tagi_lightning.merging import merge
@@ -41,8 +42,11 @@ class TagiConfig:
     """Whether the decoder's memory is [I ; input] rather than the input alone; a decoder-only model's prefix."""
     memory_lora: bool = False
     """Whether the memory is read again under the generated LoRA, instead of by the plain backbone."""
-    reads: Literal["input", "prompt"] = "input"
-    """What the backbone reads: input, the bare b; prompt, instruction and input concatenated, (a;b)."""
+    memory_of: Literal["instruction", "demonstrations"] = "instruction"
+    """Whose states decoder_memory holds: the instruction's, or that of demonstrations, each encoded apart (FiD-ICL)."""
+    reads: Literal["input", "prompt", "demonstrations"] = "input"
+    """What the backbone reads: input, the bare b; prompt, instruction and input concatenated, (a;b); demonstrations,
+    these and the prompt concatenated (Concat-ICL)."""
     trained_backbone: Part = "none"
     """Weights of the backbone that train: none; norms and token embeddings; these and the feed-forward layers, which
     is what the authors ran; all, which is full fine-tuning."""
@@ -53,6 +57,12 @@ class TagiConfig:
                 "tagi.memory_lora reads the memory under the generated LoRA, and tagi.hypernetwork.writes=prefix "
                 "generates none: set writes=lora or both"
             )
+        alone = self.decoder_memory and not (self.hypernetwork.enabled or self.fusion.enabled or self.memory_lora)
+        if self.memory_of == "demonstrations" and not alone:
+            raise ValueError(
+                "tagi.memory_of=demonstrations is FiD-ICL, whose demonstrations are the decoder's memory and nothing "
+                "else: set decoder_memory=true, hypernetwork.enabled=false, fusion.enabled=false, memory_lora=false"
+            )
 
     @property
     def generates_lora(self) -> bool:
@@ -60,7 +70,7 @@ class TagiConfig:
         return self.hypernetwork.enabled and self.hypernetwork.writes != "prefix"
 
 
-class TagiModel(nn.Module):
+class TagiModel(HubModel, nn.Module):
     """A backbone that solves a task from its instruction's adapter.
 
     What is saved is the hypernetwork, the fusion and, where `trained_backbone` says so, weights of the backbone.
@@ -72,14 +82,19 @@ class TagiModel(nn.Module):
         Where `config.trained_backbone` says so, gradients flow to weights of `backbone` from here on.
 
         Raises:
-            ValueError: If fusion is enabled for a backbone that has no encoder, or weights are to train that are
-                stored in a type that cannot.
+            ValueError: If fusion or a memory of demonstrations is enabled for a backbone that has no encoder, or
+                weights are to train that are stored in a type that cannot.
         """
         super().__init__()
         if config.fusion.enabled and not backbone.fusion_shape["blocks"]:
             raise ValueError(
                 f"{backbone.name} has no encoder to fuse with the instruction: set tagi.fusion.enabled=false; "
                 "its prefix, the instruction's keys and values, is tagi.decoder_memory"
+            )
+        if config.memory_of == "demonstrations" and not backbone.fusion_shape["blocks"]:
+            raise ValueError(
+                f"{backbone.name} has no encoder to read demonstrations apart, as tagi.memory_of=demonstrations "
+                "(FiD-ICL) does: take tagi.reads=demonstrations (Concat-ICL)"
             )
         self.config = config
         self.backbone = backbone
@@ -100,16 +115,35 @@ class TagiModel(nn.Module):
         return generates or self.fusion is not None or self.config.decoder_memory
 
     def inputs(self, batch: TaskBatch) -> Tokens:
-        """Returns what the backbone reads of a batch: inputs b [B, S], or prompts (a;b) [B, P].
+        """Returns what the backbone reads of a batch: inputs [B, S], prompts [B, P], or demonstrated ones [B, Q].
 
         Raises:
-            ValueError: If it reads prompts and the batch has none.
+            ValueError: If the batch does not have it.
         """
         if self.config.reads == "input":
             return batch.input
+        if self.config.reads == "demonstrations":
+            if batch.demonstrated_prompt is None:
+                raise ValueError(
+                    "tagi.reads=demonstrations reads demonstrations and prompt concatenated: "
+                    "set data.demonstrations=16 and data.with_prompt=true"
+                )
+            return batch.demonstrated_prompt
         if batch.prompt is None:
             raise ValueError("tagi.reads=prompt reads instruction and input concatenated: set data.with_prompt=true")
         return batch.prompt
+
+    def conditions(self, batch: TaskBatch) -> Tokens:
+        """Returns what the batch's adapters are made of: instructions [T, I], or demonstrations as segments [T, K D].
+
+        Raises:
+            ValueError: If the batch does not have it.
+        """
+        if self.config.memory_of == "instruction":
+            return batch.instruction
+        if batch.demonstrations is None:
+            raise ValueError("tagi.memory_of=demonstrations reads demonstrations apart: set data.demonstrations=16")
+        return batch.demonstrations
 
     def encode_instructions(self, instruction: Tokens) -> InstructionStates:
         """Returns the backbone's states over instructions [T, I]; of no token where nothing uses them.
@@ -129,7 +163,8 @@ class TagiModel(nn.Module):
         """Turns instructions into adapters, in one forward pass.
 
         Args:
-            instruction: Token rows of T distinct instructions [T, I], or their states where they are at hand.
+            instruction: Token rows of T distinct instructions [T, I], or what else `conditions` gives, or their states
+                where they are at hand.
 
         Returns:
             The adapters of the T tasks; differentiable.

@@ -11,6 +11,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+SHOWN = {"def": 0, "def+2pos": 2}
+"""Demonstrations that an instruction shows in each setting."""
 
 Config = TypeVar("Config")
 
@@ -135,7 +139,16 @@ def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> t
     Raises:
         ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its configuration.
     """
-    tensors, config = read_folder(folder, "tagi", make)
+    model = build_tagi(folder, *read_folder(folder, "tagi", make), backbone)
+    return model, model.stages
+
+
+def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], backbone: Backbone) -> TagiModel:
+    """Builds the model that `read_folder` read from `folder`, on `backbone`; it knows where it came from.
+
+    Raises:
+        ModelFolderError: If the folder is of another backbone, or its tensors do not fit its configuration.
+    """
     check_backbone(folder, config, backbone)
     try:
         tagi = from_plain(TagiConfig, config["tagi"])
@@ -143,7 +156,32 @@ def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> t
         raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
     model = TagiModel(backbone, tagi)
     load_tagi_weights(model, tensors, str(folder))
-    return model, tuple(config["stages"])
+    model.stages, model.source = tuple(config["stages"]), folder
+    model.prompts, _ = recorded_prompts(folder, config)
+    return model
+
+
+def recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[InstructionPrompts | None, int | None]:
+    """Returns how a model's instructions were written, None where nothing tells, and which layer's states it reads.
+
+    Model folders of before they were recorded there lie in a run whose config.yaml tells them.
+    """
+    if config.get("prompts") is not None:
+        return from_plain(InstructionPrompts, config["prompts"]), config["instruction_layer"]
+    run = folder.resolve().parent
+    records = [run / "config.yaml", *(run / stage / "config.yaml" for stage in config.get("stages", ())[-1:])]
+    found = next((record for record in records if record.is_file()), None)
+    options = yaml.safe_load(found.read_text(encoding="utf-8")) if found is not None else {}
+    layer = config.get("instruction_layer", options.get("backbone", {}).get("instruction_layer"))
+    data = options.get("data", {})
+    given, is_p3 = data.get("init_args", {}), str(data.get("class_path")).endswith("P3DataModule")
+    if "setting" not in given and not is_p3:
+        return None, layer
+    shown = SHOWN[given.get("setting", "def")]
+    prompts = InstructionPrompts(
+        given.get("prompt", "t5"), "plain" if is_p3 else "definition", shown, given["max_input_length"]
+    )
+    return prompts, layer
 
 
 def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: str) -> None:

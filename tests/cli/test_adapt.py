@@ -13,12 +13,13 @@ from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.instructed import InstructedModel, recorded_prompts
+from tagi_lightning.instructed import InstructedModel
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io import load_adapter, read_lora
 from tagi_lightning.peft_io.folders import difference
-from tagi_lightning.serialization import ModelFolderError, read_folder, save_tagi
+from tagi_lightning.peft_io.stacked import StackedAdapters
+from tagi_lightning.serialization import ModelFolderError, read_folder, recorded_prompts, save_tagi
 
 ALONE = {"fusion": FusionConfig(enabled=False), "decoder_memory": False}
 PROMPTS = InstructionPrompts("causal", demonstrations=2, max_input_length=400)
@@ -73,7 +74,7 @@ def test_an_instruction_becomes_a_folder_that_gives_its_logits_in_peft(place, mo
     loaded = InstructedModel.load(model)
     given = Instruction(TEXT, tuple(Demonstration(**each) for each in SHOWN))
     assert folder == str(tmp_path / "o" / given.folder_name)
-    [expected] = loaded.adapt([given])
+    expected = loaded.adapt(given)
     plain = AutoModelForCausalLM.from_pretrained(place / "backbone")
     assert difference(plain, loaded.model.backbone, expected.lora) > 1e-2
     theirs = PeftModel.from_pretrained(plain, folder).eval()
@@ -102,7 +103,7 @@ def test_a_file_gives_a_folder_a_line_as_each_alone(model, tmp_path, capsys):
     )
     assert "trained on instructions with 2 examples and this one has 0" in said
     loaded = InstructedModel.load(model)
-    [alone] = loaded.adapt([Instruction("Say it " * 20, name="t")])
+    alone = loaded.adapt(Instruction("Say it " * 20, name="t"))
     together = read_lora(tmp_path / "o" / folders[1], loaded.model.backbone)
     for site, factor in alone.lora.b.items():
         assert torch.allclose(together.b[site], factor, atol=1e-6)
@@ -140,9 +141,9 @@ def test_what_peft_cannot_hold_is_told_kept_and_loaded(save, tmp_path, capsys):
         assert told in said
         assert told in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
     loaded = InstructedModel.load(model)
-    [expected] = loaded.adapt([Instruction(TEXT)])
+    expected = loaded.adapt(TEXT)
     back = load_adapter(tmp_path / folder, loaded.model)
-    for left, right in zip(back.tensors(), expected.tensors(), strict=True):
+    for left, right in zip(back.tensors(), expected.prepared.tensors(), strict=True):
         assert torch.equal(left, right)
 
 
@@ -160,19 +161,100 @@ def test_a_model_folder_of_before_prompts_were_recorded_is_read_by_its_run(chain
     _, config = read_folder(folder, "tagi", "")
     recorded = recorded_prompts(folder, config)
     assert recorded == (InstructionPrompts("t5", "definition", 0, 128), None)
-    assert recorded_prompts(folder, {}) == recorded
+    old = {"stages": config["stages"]}
+    assert recorded_prompts(folder, old) == recorded
+    assert recorded_prompts(chain / "model", old) == recorded
+    assert recorded_prompts(tmp_path / "model", old) == (None, None)
     with pytest.raises(ModelFolderError, match=r"pretrain/model does not tell how its instructions were written.*make"):
-        recorded_prompts(chain / "pretrain" / "model", {})
-    with pytest.raises(ModelFolderError, match="does not tell"):
-        recorded_prompts(tmp_path, {})
+        InstructedModel.load(chain / "pretrain" / "model")
+
+
+def test_many_adapters_go_into_one_folder_and_one_of_them_into_a_peft_folder(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tagi_lightning.peft_io.stacked.SHARD_BYTES", 1)
+    rows = [{"instruction": f"Say \u2028 {number}.", "demonstrations": SHOWN[:1]} for number in range(3)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["--model", model, "--output", tmp_path / "o"]
+    code, told, said = adapt(capsys, *options, "--file", tmp_path / "many.jsonl", "--stacked", "true")
+    assert (code, told) == (0, [str(tmp_path / "o")])
+    assert "3 of 3 adapters" in said
+    loaded = InstructedModel.load(model)
+    names = StackedAdapters(tmp_path / "o", loaded).names
+    options = ["--model", model, "--stack", tmp_path / "o", "--output", tmp_path / "one"]
+    code, [folder], _ = adapt(capsys, *options, "--name", names[1])
+    assert (code, folder) == (0, str(tmp_path / "one" / names[1]))
+    back, expected = read_lora(tmp_path / folder, loaded.model.backbone), loaded.adapt("Say \u2028 1.", [("1 2", "1")])
+    for site, factor in expected.lora.b.items():
+        assert torch.allclose(back.b[site], factor, atol=1e-6)
+    code, _, said = adapt(capsys, *options, "--name", "say")
+    assert code == 1
+    assert "has no adapter say; there is say-0" in said
+
+
+def test_an_adapter_is_trained_further_and_reported_beside_scratch(model, tmp_path, capsys):
+    rows = [{"input": f"{letter} b", "output": [letter, "-"]} for letter in "abcdefgh"]
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = [
+        "--model",
+        model,
+        "--instruction",
+        TEXT,
+        "--output",
+        tmp_path / "o",
+        "--finetune",
+        tmp_path / "few.jsonl",
+    ]
+    code, [folder], said = adapt(capsys, *options, "--steps", "4", "--lr", "0.01")
+    assert code == 0
+    assert folder.endswith("-finetuned")
+    report = json.loads((tmp_path / folder / "finetuning.json").read_text())
+    assert (report["trained_on"], report["held_out"]) == (6, 2)
+    assert list(report["rows"]) == [
+        "backbone, no adapter",
+        "generated LoRA",
+        "generated LoRA, 4 steps",
+        "from scratch, 4 steps",
+    ]
+    for name, row in report["rows"].items():
+        assert f"| {name} | {row['loss']:.3f} |" in said
+        assert name in (tmp_path / folder / "README.md").read_text()
+    loaded = InstructedModel.load(model)
+    trained, start = read_lora(tmp_path / folder, loaded.model.backbone), loaded.adapt(TEXT).lora
+    assert not any(torch.equal(trained.b[site], start.b[site]) for site in start.b)
+
+
+def test_what_peft_loses_is_told_in_the_figures_of_the_run(save, tmp_path, capsys):
+    model = save("run/model", TagiConfig(LoraConfig(rank=4), fusion=FusionConfig(enabled=False)))
+    loaded = InstructedModel.load(model)
+    digests = {"weights_digest": loaded.model.digest(), "backbone_digest": loaded.model.backbone.digest()}
+
+    def measure(system, figure, **changes):
+        folder = model.parent / "evaluate" / system
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = {"overall": {"n": 50, "exact_match": figure}, **digests, **changes}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    options = ["--model", model, "--instruction", TEXT, "--output", tmp_path, "--overwrite", "true"]
+    measure("tagi", 61.5)
+    measure("lora_only", 20.25, weights_digest="other")
+    said = adapt(capsys, *options)[2]
+    assert "was not measured of these weights; measure it: make evaluate" in said
+    measure("lora_only", 20.25)
+    _, [folder], said = adapt(capsys, *options)
+    told = "50 instances of its run's test tasks, exact match: 61.5 whole, 20.2 by its LoRA alone."
+    assert told in said
+    assert told in (tmp_path / folder / "README.md").read_text()
 
 
 OPTIONS = [
-    ([], "give one of --instruction, --definition, --task, --file.*got none"),
+    ([], "give one of --instruction, --definition, --task, --file, --stack.*got none"),
     (["--instruction", "a", "--task", "b"], "got --instruction and --task"),
     (["--instruction", " "], "--instruction is empty"),
     (["--task", "a", "--positive", "[]"], "a cannot be used"),
-    (["--file", "a", "--positive", '[{"input": "", "output": ""}]'], "--file brings its own examples"),
+    (["--instruction", "a", "--stack", "b"], "--stack FOLDER and --name NAME go together"),
+    (["--instruction", "a", "--merge", "true", "--stacked", "true"], "give one of --merge, --stacked and --finetune"),
+    (["--file", "a", "--finetune", "b"], "a cannot be used"),
+    (["--instruction", "a", "--finetune", "b"], "b cannot be used"),
+    (["--file", "a", "--positive", '[{"input": "", "output": ""}]'], "tasks and files bring their own examples"),
     (["--instruction", "a", "--positive", '[{"input": "b"}]'], "--positive takes examples such as"),
     (["--instruction", "word " * 500], "leaves no room for an input in the 400 tokens"),
 ]

@@ -1,4 +1,3 @@
-import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +8,7 @@ import torch
 import yaml
 from commands import ROOT, STAGES, STEPS, command, copy_stages, record_of, same_tensors, tagi, weights
 
-from tagi_lightning.callbacks import RunCheckpoint
+from tagi_lightning.callbacks import LastCheckpoint
 from tagi_lightning.cli import lightning_cli
 from tagi_lightning.stages.base import Stage
 
@@ -24,7 +23,9 @@ def test_a_stage_leaves_configuration_record_checkpoints_model_and_curves(chain,
         "checkpoints",
         "model",
         "tensorboard",
+        ".lock",
     }
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt"}
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert {"config.json", "model.safetensors"} <= {path.name for path in (folder / "model").iterdir()}
     assert list((folder / "tensorboard").glob("events.out*"))
@@ -76,7 +77,7 @@ def stop():
 
 
 def press_control_c():
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def terminate():
@@ -95,8 +96,8 @@ def interrupt(patch, at_step, how):
     patch.setattr(Stage, "log_loss", interrupted)
 
 
-def save_checkpoints(every, *args, **options):
-    return RunCheckpoint(*args, **(options | {"every_n_train_steps": every}))
+def save_checkpoints(every, folder, _, *args):
+    return LastCheckpoint(folder, every, *args)
 
 
 DROPOUT = "--model.init_args.tagi.hypernetwork.dropout=0.2"
@@ -138,7 +139,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     copy_stages(chain, run, *STAGES[: STAGES.index(stage)])
     arguments = command(stage, run, task_set, *SEVERAL_EPOCHS[stage], f"--trainer.max_steps={RESUMED_STEPS}")
     with monkeypatch.context() as patch:
-        patch.setattr(lightning_cli, "RunCheckpoint", partial(save_checkpoints, every))
+        patch.setattr(lightning_cli, "LastCheckpoint", partial(save_checkpoints, every))
         interrupt(patch, at_step, stop)
         with pytest.raises(Stop):
             tagi(arguments)
@@ -151,16 +152,14 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert same_tensors(weights(run, stage), weights(whole, stage))
 
 
-@pytest.mark.parametrize(("how", "code", "steps"), [(press_control_c, 130, 2), (terminate, 143, 3)])
+@pytest.mark.parametrize(("how", "code", "steps"), [(press_control_c, 130, 3), (terminate, 143, 3)])
 def test_an_interrupted_stage_says_so_exits_as_a_shell_expects_and_goes_on(
     chain, whole_run, task_set, tmp_path, monkeypatch, capsys, how, code, steps
 ):
     run = tmp_path / "run"
     copy_stages(chain, run, *STAGES[:3])
     arguments = command("align", run, task_set, *SEVERAL_EPOCHS["align"], f"--trainer.max_steps={RESUMED_STEPS}")
-    handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch, contextlib.ExitStack() as stack:
-        stack.callback(signal.signal, signal.SIGINT, handler)
+    with monkeypatch.context() as patch:
         interrupt(patch, 2, how)
         assert tagi(arguments) == code
     assert f"align: interrupted after {steps} steps; the same command goes on" in capsys.readouterr().out
@@ -183,6 +182,9 @@ def test_more_steps_go_on_from_a_finished_stage(chain, task_set, tmp_path, capsy
         "--model.init_args.optimizer.lr=0.5",
         "--model.init_args.lora.rank=4",
         "--trainer.accumulate_grad_batches=2",
+        "--data.init_args.tasks_per_batch=2",
+        "--data.init_args.max_train_instances=3",
+        "--trainer.precision=bf16-mixed",
         "--seed_everything=1",
         "--setting=def+2pos",
     ],
@@ -194,9 +196,50 @@ def test_another_configuration_in_the_same_folder_is_an_error_that_names_it(chai
     name, value = option[2:].split("=")
     assert f"{chain / 'teachers'} was made with another configuration" in told
     assert name in told
-    assert f"{value} now" in told.replace("'", "")
+    assert f"{value} now (" in told.replace("'", "")
     assert "another RUN" in told
     assert {path: path.stat().st_mtime_ns for path in (chain / "teachers").rglob("*")} == files
+
+
+def test_steps_logging_and_workers_given_to_a_resumed_run_are_used(chain, task_set, tmp_path):
+    copy_stages(chain, tmp_path, "pretrain-backbone")
+    schedule = ["--model.init_args.optimizer.schedule=linear", "--model.init_args.optimizer.warmup=0"]
+    assert (
+        tagi(command("teachers", tmp_path, task_set, "--trainer.max_steps=2", "--trainer.logger=false", *schedule)) == 0
+    )
+    options = ["--trainer.max_steps=4", "--trainer.log_every_n_steps=2", "--data.init_args.num_workers=1"]
+    assert tagi(command("teachers", tmp_path, task_set, *options, *schedule)) == 0
+    last = torch.load(tmp_path / "teachers" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    given = last["run"]["configuration"]
+    assert given["trainer"]["log_every_n_steps"] == 2
+    assert given["data"]["init_args"]["num_workers"] == 1
+    assert list((tmp_path / "teachers" / "tensorboard").glob("events.out*"))
+
+
+def test_the_rate_of_a_resumed_run_follows_the_steps_it_is_given(chain, task_set, tmp_path):
+    copy_stages(chain, tmp_path, *STAGES[:3])
+    schedule = ["--model.init_args.optimizer.schedule=linear", "--model.init_args.optimizer.warmup=0"]
+    for steps in (2, 4):
+        assert tagi(command("align", tmp_path, task_set, f"--trainer.max_steps={steps}", *schedule)) == 0
+        path = tmp_path / "align" / "checkpoints"
+        last, previous = (torch.load(path / f"{name}.ckpt", weights_only=True) for name in ("last", "previous"))
+        peak = last["optimizer_states"][0]["param_groups"][0]["initial_lr"]
+        assert last["lr_schedulers"][0]["_last_lr"] == [0.0]
+        assert previous["lr_schedulers"][0]["_last_lr"] == [peak / steps]
+
+
+def test_a_run_folder_from_before_an_option_existed_goes_on(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path, "pretrain-backbone", "teachers")
+    path = tmp_path / "teachers" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["model"]["init_args"]["patience"], config["backbone"]["attention"], config["data"]["init_args"]["prompt"]
+    path.write_text(yaml.safe_dump(config))
+    more = f"--trainer.max_steps={STEPS + 1}"
+    assert tagi(command("teachers", tmp_path, task_set, more, "--model.init_args.patience=7")) == 1
+    assert "model.init_args.patience: 3 there, 7 now" in capsys.readouterr().err
+    assert tagi(command("teachers", tmp_path, task_set, more)) == 0
+    assert f"step {STEPS} of {STEPS + 1}" in capsys.readouterr().out
 
 
 def test_where_and_how_long_a_stage_runs_may_change(chain, task_set, capsys):
@@ -333,5 +376,19 @@ def test_a_cut_off_checkpoint_is_named(chain, task_set, tmp_path, capsys):
     copy_stages(chain, run, "pretrain-backbone", "teachers")
     last = run / "teachers" / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
+    assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={STEPS + 1}")) == 0
+    told = capsys.readouterr().out
+    assert "last.ckpt is damaged" in told
+    assert f"going on from {last.with_name('previous.ckpt')}, step {STEPS - 1} of {STEPS + 1}" in told
+    assert last.with_name("last.ckpt.refused").is_file()
+
+
+def test_where_every_checkpoint_is_cut_off_all_are_named(chain, task_set, tmp_path, capsys):
+    run = tmp_path / "run"
+    copy_stages(chain, run, "pretrain-backbone", "teachers")
+    for path in (run / "teachers" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
     assert tagi(command("teachers", run, task_set, f"--trainer.max_steps={STEPS + 1}")) == 1
-    assert "last.ckpt is damaged" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "last.ckpt is damaged" in told
+    assert "previous.ckpt is damaged" in told

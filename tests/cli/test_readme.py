@@ -37,8 +37,12 @@ def test_the_configurations_of_a_command_exist(line):
         assert (ROOT / path).is_file(), f"{line}: {path} is not there"
 
 
-def test_every_other_command_is_tagi_and_runs(chain, capsys):
+def test_every_other_command_is_tagi_and_runs(chain, tmp_path, monkeypatch, capsys):
     predictions = chain / "evaluate" / "copy_input" / "predictions.jsonl"
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+    row = '{"id":"1","task":"t","category":"c","dataset":"","template":"","instruction_sha256":"",'
+    predictions.write_text(row + '"prediction":"a b","references":["a b"]}\n', encoding="utf-8")
+    (tmp_path / "inputs.jsonl").write_text('{"input": "owl cat crow"}\n', encoding="utf-8")
     for line in OTHERS:
         words = shlex.split(line)
         assert words[0] == ".venv/bin/tagi"
@@ -46,18 +50,23 @@ def test_every_other_command_is_tagi_and_runs(chain, capsys):
             with pytest.raises(SystemExit, match="0"):
                 tagi(words[1:])
             continue
-        assert words[1] == "score"
-        predictions.parent.mkdir(parents=True, exist_ok=True)
-        row = '{"id":"1","task":"t","category":"c","dataset":"","template":"","instruction_sha256":"",'
-        predictions.write_text(row + '"prediction":"a b","references":["a b"]}\n', encoding="utf-8")
-        assert tagi(["score", "--predictions", predictions]) == 0
-    assert '"exact_match": 100.0' in capsys.readouterr().out
+        if "<" in words:
+            words = words[: words.index("<")]
+            monkeypatch.setattr("sys.stdin", (tmp_path / "inputs.jsonl").open())
+        if words[1] == "score":
+            words[words.index("--predictions") + 1] = str(predictions)
+        places = {"runs/demo/model": chain / "model", "runs/adapters": tmp_path / "adapters"}
+        assert tagi([places.get(word, word) for word in words[1:]]) == 0, line
+    told = capsys.readouterr().out
+    assert '"exact_match": 100.0' in told
+    assert told.count('{"id": 1, "output": "') == 2
 
 
-def test_the_python_example_answers(chain, capsys):
+def test_the_python_example_answers_and_saves(chain, tmp_path, capsys):
     [example] = BLOCKS["python"]
-    code = example.replace("runs/demo/pretrain-backbone/model", str(chain / "pretrain-backbone" / "model"))
+    code = example.replace("runs/adapters", str(tmp_path))
     exec(code.replace("runs/demo/model", str(chain / "model")), {})
     answers = capsys.readouterr().out.strip()
     assert answers.startswith("[")
     assert answers.count("'") + answers.count('"') == 4
+    assert (tmp_path / "last-bird" / "adapter_model.safetensors").is_file()

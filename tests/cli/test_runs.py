@@ -1,5 +1,7 @@
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 
@@ -10,7 +12,9 @@ from tagi_lightning.cli.runs import (
     differences,
     environment,
     git_state,
+    locked,
     read_run,
+    reason,
     write_json,
 )
 
@@ -39,6 +43,58 @@ def test_free_trainer_options_may_differ(key):
 @pytest.mark.parametrize("key", ["precision", "accumulate_grad_batches", "gradient_clip_val"])
 def test_other_trainer_options_may_not(key):
     assert differences({"trainer": {key: 1}}, {"trainer": {key: 2}}) == [f"trainer.{key}: 1 there, 2 now"]
+
+
+def test_an_option_that_came_later_is_no_difference_where_nobody_gives_it():
+    new = {"data": {"init_args": {"folder": "x", "new": 3}}, "model": {"rate": 2.0}}
+    old = {"data": {"init_args": {"folder": "x"}}, "model": {}}
+    defaults = {"data.init_args.new": 3, "model.rate": 1.0}
+    assert differences(old, new, defaults) == ["model.rate: 1.0 there, 2.0 now"]
+    assert differences(old, old, defaults) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("model.init_args.optimizer.lr", "optimizer"),
+        ("model.init_args.lora.rank", "weights"),
+        ("data.init_args.tasks_per_batch", "batches"),
+        ("trainer.precision", "precision"),
+        ("trainer.gradient_clip_val", "otherwise"),
+        ("seed_everything", "seed"),
+        ("nothing.known", "other"),
+    ],
+)
+def test_every_refused_option_has_its_reason(key, told):
+    assert told in reason(key)
+
+
+@pytest.mark.parametrize("key", ["num_workers", "cache_dir"])
+def test_what_only_changes_the_speed_of_data_may_differ(key):
+    for place in ({"init_args": {key: 1}}, {"init_args": {"tasks": {"init_args": {key: 1}}}}):
+        assert differences({"data": {}}, {"data": place}) == []
+
+
+def test_a_lock_names_its_holder_and_ends_with_its_process(tmp_path):
+    hold = f"""
+import time
+from pathlib import Path
+from tagi_lightning.cli.runs import locked
+with locked(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(RunFolderError, match=rf"in use by another process \(process {holder.pid} on "),
+        locked(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 
 
 def test_a_record_counts_starts_and_adds_up_seconds(tmp_path):

@@ -8,7 +8,7 @@ from tagi_lightning.reproduce.systems import System
 from tagi_lightning.reproduce.tables import Row, load_table, table_names
 
 EXPERIMENTS = ROOT / "experiments"
-TASKSETS = ("synthetic", "sni", "p3", "custom")
+TASKSETS = ("synthetic", "sni", "p3", "p3-synthetic", "custom")
 TABLES = [(taskset, name) for taskset in TASKSETS for name in table_names(taskset, EXPERIMENTS)]
 
 
@@ -55,7 +55,7 @@ def test_a_task_set_has_its_own_settings_and_tables():
     assert load_table("sni", "sni", EXPERIMENTS).settings == ("def", "def+2pos")
     assert load_table("sni", "synthetic", EXPERIMENTS).settings == ("def",)
     assert load_table("tasks", "synthetic", EXPERIMENTS).name == "tasks-synthetic"
-    with pytest.raises(ValueError, match="table p3 is for p3, not for sni"):
+    with pytest.raises(ValueError, match="table p3 is for p3, p3-synthetic, not for sni"):
         load_table("p3", "sni", EXPERIMENTS)
 
 

@@ -28,6 +28,9 @@ def test_a_checkpoint_holds_what_trains_and_loads_without_running_code(chain, st
     assert all(any(name.startswith(prefix) for name in names) for prefix in prefixes)
     assert checkpoint["tagi"]["stage"] == stage
     assert checkpoint["global_step"] == STEPS
+    assert checkpoint["run"]["configuration"]["trainer"]["max_steps"] == STEPS
+    assert checkpoint["run"]["versions"]["torch"] == torch.__version__
+    assert checkpoint["run"].keys() >= {"commit", "python"}
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
@@ -64,6 +67,7 @@ def refuse(run, task_set, capsys, *options):
 def test_a_checkpoint_of_another_stage_is_refused(chain, task_set, tmp_path, capsys):
     copy_stages(chain, tmp_path, *STAGES[:4])
     shutil.copy(tmp_path / "pretrain/checkpoints/last.ckpt", tmp_path / "align/checkpoints/last.ckpt")
+    (tmp_path / "align/checkpoints/previous.ckpt").unlink()
     assert "the checkpoint is of stage 'pretrain', not 'align'" in refuse(tmp_path, task_set, capsys)
 
 

@@ -6,7 +6,7 @@ import torch
 from commands import command, copy_stages, record_of, same_tensors, tagi, weights
 from torch import nn
 
-from tagi_lightning.callbacks import RunCheckpoint
+from tagi_lightning.callbacks import LastCheckpoint
 from tagi_lightning.cli import lightning_cli
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.data.batch import Tokens
@@ -147,8 +147,8 @@ def stop_at(patch, step):
     patch.setattr(Stage, "log_loss", interrupted)
 
 
-def save_checkpoints(every, *args, **options):
-    return RunCheckpoint(*args, **(options | {"every_n_train_steps": every}))
+def save_checkpoints(every, folder, _, *args):
+    return LastCheckpoint(folder, every, *args)
 
 
 @pytest.mark.parametrize(("at_step", "every"), [(5, 100), (6, 2), (7, 3)])
@@ -160,7 +160,7 @@ def test_a_resumed_selection_ends_with_the_bits_of_an_uninterrupted_one(
     copy_stages(chain, whole, "pretrain-backbone")
     assert teach(whole, task_set, *options) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(lightning_cli, "RunCheckpoint", partial(save_checkpoints, every))
+        patch.setattr(lightning_cli, "LastCheckpoint", partial(save_checkpoints, every))
         stop_at(patch, at_step)
         with pytest.raises(Stop):
             teach(run, task_set, *options)

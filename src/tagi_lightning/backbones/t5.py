@@ -95,15 +95,16 @@ class T5Backbone(Backbone):
         return tuple(module.DenseReluDense for module in self.model.modules() if isinstance(module, T5LayerFF))
 
     def encode(self, tokens: Tokens, lora: LoraWeights | None = None) -> Tensor:
-        """Returns the encoder's final hidden states [N, L, d], plain or under one adapter a row."""
-        rows = torch.arange(len(tokens), device=tokens.ids.device)
+        """Returns the encoder's final hidden states [N, L, d], plain or under one adapter a row; segments apart."""
+        rows = torch.arange(len(tokens), device=tokens.ids.device).repeat_interleave(tokens.segments)
+        apart = tokens.apart()
         states: Tensor = self.model.encoder(
-            input_ids=tokens.ids,
-            attention_mask=tokens.mask,
+            input_ids=apart.ids,
+            attention_mask=apart.mask,
             adapter=TaskAdapter(lora=lora).in_runs(True),
             task_index=rows,
         ).last_hidden_state
-        return states
+        return states.reshape(*tokens.ids.shape, -1)
 
     def read(self, tokens: Tokens, lora: LoraWeights | None = None, keys_values: bool = False) -> InstructionStates:
         """Reads instructions [T, I] by the encoder; see `Backbone.read`."""

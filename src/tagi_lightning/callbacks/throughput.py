@@ -17,7 +17,8 @@ def token_masks(batch: TaskBatch | TextBatch) -> dict[str, list[Tensor]]:
     if isinstance(batch, TextBatch):
         rows = [batch.source]
     else:
-        rows = [batch.instruction, batch.input, *([batch.prompt] if batch.prompt is not None else [])]
+        further = (batch.prompt, batch.demonstrations, batch.demonstrated_prompt)
+        rows = [batch.instruction, batch.input, *(tokens for tokens in further if tokens is not None)]
     return {"encoder": [tokens.mask for tokens in rows], "decoder": [batch.labels != IGNORE_INDEX]}
 
 

@@ -61,11 +61,11 @@ class Checked:
 class CheckedFit(Checked, FitCLI):
     """A stage that trains; one that is finished is looked at all the same."""
 
-    finished: str | None = None
+    nothing_to_do: str | None = None
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer."""
-        self.finished, self.skip = self.skip, None
+        self.nothing_to_do, self.skip = self.skip, None
         super().instantiate_classes()
 
 
@@ -145,8 +145,8 @@ def check_folder(folder: Path, problems: Problems) -> None:
 def told_of(cli: CheckedFit | CheckedEvaluation, sample: Sample | None) -> Iterator[str]:
     """Yields what was found of run folder and data."""
     if isinstance(cli, CheckedFit):
-        if cli.finished:
-            yield f"run: {cli.finished}"
+        if cli.nothing_to_do:
+            yield f"run: {cli.nothing_to_do}"
         elif cli.checkpoint:
             yield f"run: goes on from {cli.checkpoint}"
     if sample is not None:

@@ -1,4 +1,4 @@
-"""`tagi data`: makes the synthetic task set, or fetches Super-NaturalInstructions or P3."""
+"""`tagi data`: makes a synthetic task set, or fetches Super-NaturalInstructions or P3."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from typing import Literal
 import jsonargparse
 
 
-def data(taskset: Literal["synthetic", "sni", "p3"], folder: str, repository: str | None = None, seed: int = 0) -> None:
+def data(
+    taskset: Literal["synthetic", "p3-synthetic", "sni", "p3"],
+    folder: str,
+    repository: str | None = None,
+    seed: int = 0,
+) -> None:
     """Make or fetch a task set.
 
     Args:
-        taskset: synthetic writes generated tasks; sni clones the official repository (shallow, tasks and splits only);
-            p3 clones promptsource's templates to FOLDER_templates and fetches the rows from the Hugging Face hub.
+        taskset: synthetic writes generated tasks, p3-synthetic generated tasks in P3's shape; sni clones the official
+            repository (shallow, tasks and splits only);
+            p3 clones promptsource's templates to FOLDER_templates and fetches the rows from the Hugging Face hub, of
+            test tasks also the training rows, of which demonstrations are.
         folder: Where to put it.
         repository: For sni and p3, another repository than the official one.
-        seed: For synthetic, the seed of the tasks.
+        seed: For synthetic and p3-synthetic, the seed of the tasks.
     """
     from tagi_lightning.data.fetch import PROMPTSOURCE, REPOSITORY, fetch_sni, fetch_templates
     from tagi_lightning.data.p3.fetch import fetch_rows
     from tagi_lightning.data.p3.lists import test_datasets, train_datasets
     from tagi_lightning.data.synthetic import SyntheticConfig, write_synthetic
+    from tagi_lightning.data.synthetic_p3 import SyntheticP3Config, write_synthetic_p3
 
     if taskset == "synthetic":
         write_synthetic(Path(folder), SyntheticConfig(seed=seed))
+    elif taskset == "p3-synthetic":
+        write_synthetic_p3(Path(folder), SyntheticP3Config(seed=seed))
     elif taskset == "sni":
         fetch_sni(Path(folder), repository or REPOSITORY)
     else:
@@ -33,7 +43,7 @@ def data(taskset: Literal["synthetic", "sni", "p3"], folder: str, repository: st
         if not templates.exists():
             fetch_templates(templates, repository or PROMPTSOURCE)
         fetch_rows(Path(folder), train_datasets(None), ("train",))
-        fetch_rows(Path(folder), test_datasets(), ("validation",))
+        fetch_rows(Path(folder), test_datasets(), ("train", "validation"))
     print(f"{taskset} tasks are in {folder}")
 
 

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_only
 
+from tagi_lightning.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
 from tagi_lightning.cli.errors import TOLD_ERRORS
-from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain, stage_folder
-from tagi_lightning.cli.runs import CONFIG_FILE, RunFolderError, RunRecord, differences, file_digest, read_run
+from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
+from tagi_lightning.cli.runs import (
+    CONFIG_FILE,
+    RunFolderError,
+    RunRecord,
+    differences,
+    file_digest,
+    locked,
+    read_run,
+    reason,
+)
 from tagi_lightning.cli.system import expand_system
+from tagi_lightning.preemption import Preempted, preemption
 from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
@@ -29,41 +39,68 @@ class FitCLI(TagiCLI):
     """Decides from the run folder whether to start, go on or skip before anything heavy is built."""
 
     skip: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: tuple[Path, int] | None = None
+
+    def __init__(self, args: list[str], held: ExitStack | None = None) -> None:
+        """Parses `args`; `held` keeps the run folder's lock, None takes none."""
+        self.held = held
+        super().__init__(args)
 
     def before_instantiate_classes(self) -> None:
-        """Compares the configuration with the one in the run folder and looks for a checkpoint."""
+        """Looks into the run folder, and keeps other processes out of it where there is something to do."""
         if issubclass(locate_stage(self.config), Evaluation):
             raise ValueError("evaluate trains nothing; run it with tagi evaluate")
         super().before_instantiate_classes()
-        folder = stage_folder(self.config)
         if self.config.trainer.fast_dev_run:
             return
+        self.skip = self.finished()
+        if self.skip is None and self.held is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            self.held.enter_context(locked(stage_folder(self.config)))
+            self.skip = self.finished()  # by whoever held the lock until now
+        if self.skip is None:
+            folder = stage_folder(self.config)
+            self.checkpoint = find_checkpoint(folder / "checkpoints", folder.name, self.held is not None)
+
+    def finished(self) -> str | None:
+        """Compares the configuration with the one in the run folder; returns what to say of a finished stage.
+
+        Raises:
+            RunFolderError: If the folder holds another configuration, or results of other inputs.
+        """
+        folder = stage_folder(self.config)
         record = read_run(folder)
-        last = folder / "checkpoints" / "last.ckpt"
         has_model = (folder / MODEL).is_dir()
+        saved = any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
         # a start that failed before its first checkpoint binds nobody
-        if (last.is_file() or has_model) and record and (folder / CONFIG_FILE).is_file():
-            old = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            if found := differences(old, plain(self.config, self.parser)):
-                raise RunFolderError(
-                    f"{folder} was made with another configuration:\n  " + "\n  ".join(found[:10]) + "\n"
-                    "Give another RUN, the same configuration, or remove that folder."
-                )
+        if (saved or has_model) and record and (folder / CONFIG_FILE).is_file():
+            self.compare(folder)
         enough = record.get("converged") or record.get("global_step", 0) >= self.config.trainer.max_steps
-        done = record.get("status") == "finished" and enough
-        if done and has_model:
-            present = inputs_of(self.config)
-            if changed := [name for name, digest in record.get("inputs", {}).items() if present.get(name) != digest]:
-                raise RunFolderError(
-                    f"{folder} was finished on other results of {', '.join(changed)} than are there now; "
-                    f"remove {folder} to train it again"
-                )
-            self.skip = f"{folder.name}: already finished in {folder} ({record['global_step']} steps); nothing to do"
-            return
-        if last.is_file() and not zipfile.is_zipfile(last):
-            raise RunFolderError(f"{last} is damaged, cut off for instance; remove it to start {folder.name} again")
-        self.checkpoint = last if last.is_file() else None
+        if record.get("status") != "finished" or not enough or not has_model:
+            return None
+        present = inputs_of(self.config)
+        if changed := [name for name, digest in record.get("inputs", {}).items() if present.get(name) != digest]:
+            raise RunFolderError(
+                f"{folder} was finished on other results of {', '.join(changed)} than are there now; "
+                f"remove {folder} to train it again"
+            )
+        return f"{folder.name}: already finished in {folder} ({record['global_step']} steps); nothing to do"
+
+    def compare(self, folder: Path) -> None:
+        """Refuses options that are not those of the run folder and would change what is trained.
+
+        Raises:
+            RunFolderError: If there are any; the message says which and why they cannot change.
+        """
+        old = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        new = plain(self.config, self.parser)
+        if found := differences(old, new):
+            found = differences(old, new, defaults_of(new, self.parser))
+        if found:
+            told = [f"{line} ({reason(line.split(':')[0])})" for line in found[:10]]
+            raise RunFolderError(
+                f"{folder} was made with another configuration:\n  " + "\n  ".join(told) + "\n"
+                "Give another RUN, the same configuration, or remove that folder."
+            )
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer unless the stage is finished."""
@@ -108,7 +145,7 @@ def load_best(cli: FitCLI) -> None:
     """Puts the weights of the best validation back, where there was one; without validation the last ones stay."""
     for callback in cli.trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            checkpoint = torch.load(callback.best_model_path, map_location="cpu", weights_only=True)
+            checkpoint = read_checkpoint(Path(callback.best_model_path), cli.model.stage_name)
             cli.model.on_load_checkpoint(checkpoint)
             cli.model.load_state_dict(checkpoint["state_dict"], strict=False)
             print(f"{cli.model.stage_name}: kept the best {callback.monitor}, {callback.best_model_score}", flush=True)
@@ -121,21 +158,25 @@ def train(cli: FitCLI) -> int:
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
         trainer.fit(stage, datamodule=cli.datamodule, weights_only=True)
         return 0
-    if cli.checkpoint:
-        print(f"{name}: going on from {cli.checkpoint}", flush=True)
+    path, step = cli.checkpoint or (None, 0)
+    if path:
+        print(f"{name}: going on from {path}, step {step} of {trainer.max_steps}", flush=True)
     else:
         print(f"{name}: starting in {folder}", flush=True)
     record = RunRecord(folder, facts_of(cli)) if trainer.is_global_zero else None
     status = "failed"
     try:
-        trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=cli.checkpoint, weights_only=True)
+        trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
         load_best(cli)
         if trainer.is_global_zero:
             stage.save(folder / MODEL)
         status = "finished"
-    except SystemExit:  # what Lightning makes of control-C and SIGTERM
+    except Preempted:
         status = "interrupted"
+        print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
+        raise
     finally:
+        preemption.deferred = False
         if record is not None:
             trained = sum(p.numel() for p in stage.parameters() if p.requires_grad)
             frozen = sum(p.numel() for p in stage.parameters() if not p.requires_grad)
@@ -143,9 +184,6 @@ def train(cli: FitCLI) -> int:
             counts = {"trained_parameters": trained, "frozen_parameters": frozen, "converged": stage.converged}
             facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(cli.config)}
             record.finish(status, facts)
-    if status == "interrupted":
-        print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
-        return 128 + (signal.SIGTERM if trainer.received_sigterm else signal.SIGINT)
     print(f"{name}: finished after {trainer.global_step} steps; model in {folder / MODEL}", flush=True)
     return 0
 
@@ -153,11 +191,12 @@ def train(cli: FitCLI) -> int:
 def main(args: list[str]) -> int:
     """Runs `tagi fit`; returns the exit code."""
     try:
-        cli = FitCLI(expand_system(args))
-        if cli.skip:
-            print(cli.skip)
-            return 0
-        return train(cli)
+        with ExitStack() as held:
+            cli = FitCLI(expand_system(args), held)
+            if cli.skip:
+                print(cli.skip)
+                return 0
+            return train(cli)
     except TOLD_ERRORS as error:
         print(f"tagi fit: {error}", file=sys.stderr)
         return 1

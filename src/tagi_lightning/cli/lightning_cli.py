@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import pydoc
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import transformers
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,8 +20,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import data_modules  # noqa: F401  (makes its classes known by bare name)
 from tagi_lightning.backbones import SIZES, BackboneConfig
 from tagi_lightning.backbones.pretrained import locate
-from tagi_lightning.callbacks import HyperParameters, LineProgress, RunCheckpoint, SampleTable, Throughput
-from tagi_lightning.cli.runs import flatten
+from tagi_lightning.callbacks import (
+    BestCheckpoint,
+    DurableCheckpointIO,
+    ExactResume,
+    HyperParameters,
+    LastCheckpoint,
+    LineProgress,
+    SampleTable,
+    StopAtBatch,
+    Throughput,
+)
+from tagi_lightning.cli.runs import environment, flatten
+from tagi_lightning.durable import replace_text
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
 
@@ -38,9 +50,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Writes the file, on rank zero."""
         assert isinstance(pl_module, Stage)
-        pl_module.folder.mkdir(parents=True, exist_ok=True)
-        text = self.parser.dump(self.config, skip_none=False)
-        (pl_module.folder / "config.yaml").write_text(text, encoding="utf-8")
+        replace_text(pl_module.folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
 
 
 class TagiArgumentParser(LightningArgumentParser):
@@ -127,13 +137,15 @@ class TagiCLI(LightningCLI):
         """Builds the trainer with this project's callbacks."""
         stage = stage_folder(self.config)
         fast = bool(self.config.trainer.fast_dev_run)
-        extra: list[L.Callback] = []
+        values = plain(self.config, self.parser)
+        resume = ExactResume()
+        extra: list[L.Callback] = [resume, StopAtBatch(resume)]
         if not fast and self.config.trainer.logger is not False:
-            values = plain(self.config, self.parser)
             named = dict(flatten({key: values.get(key) for key in ("model", "data", "backbone", "seed_everything")}))
             extra += [LearningRateMonitor(), Throughput(), SampleTable(), HyperParameters(named)]
         if not fast and self.config.trainer.enable_checkpointing is not False:
-            extra += self.checkpoints(stage / "checkpoints")
+            extra += self.checkpoints(stage / "checkpoints", resume, {"configuration": values, **environment()})
+            kwargs["plugins"] = [*(self.config_init.trainer.plugins or []), DurableCheckpointIO()]
         if self.config.trainer.enable_progress_bar is None:
             extra.append(LineProgress.for_this_output())
         self.trainer_defaults["callbacks"] = extra
@@ -141,19 +153,19 @@ class TagiCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(stage, name="tensorboard", version="", default_hp_metric=False)
         return super().instantiate_trainer(**kwargs)
 
-    def checkpoints(self, folder: Path) -> list[L.Callback]:
+    def checkpoints(self, folder: Path, resume: ExactResume, facts: dict[str, Any]) -> list[L.Callback]:
         """Returns what keeps the last state, to go on from, and the best one where tasks are held out to tell it.
 
         The last state is saved twenty times a run, and at least every 2,500 steps (the paper's interval).
         """
         steps = self.config.trainer.max_steps
         every = max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
-        last = RunCheckpoint(folder, save_last=True, save_on_exception=True, every_n_train_steps=every)
+        last = LastCheckpoint(folder, every, resume, facts)
         monitor = locate_stage(self.config).monitor
         if monitor is None or self.config.data.init_args.get("val_split", "none") == "none":
             return [last]
-        best = RunCheckpoint(folder, filename="best", monitor=monitor, mode="max", save_top_k=1)
-        return [last, best]
+        # what is best is part of the last state
+        return [BestCheckpoint(folder, monitor), last]
 
 
 class Without(logging.Filter):
@@ -228,6 +240,35 @@ def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, 
             "TOKENIZER=<folder or hub id> (--tokenizer), or make pretrain-backbone first"
         )
     return str(trained)
+
+
+def defaults_of(values: Mapping[str, Any], parser: LightningArgumentParser) -> dict[str, Any]:
+    """Returns the value that each option has where nobody gives it, by dotted name.
+
+    Args:
+        values: A configuration in plain types; it says which classes have options.
+        parser: Knows the options outside these classes.
+    """
+    found = dict(flatten(dumped(parser)))
+    pending: list[tuple[str, Any]] = list(values.items())
+    for name, value in pending:
+        if not isinstance(value, Mapping):
+            continue
+        pending += [(f"{name}.{key}", inner) for key, inner in value.items()]
+        if isinstance(value.get("class_path"), str) and isinstance(kind := pydoc.locate(value["class_path"]), type):
+            own = ArgumentParser(exit_on_error=False)
+            own.add_class_arguments(kind, "options")
+            options = dumped(own).get("options") or {}
+            found |= {f"{name}.init_args.{key}": default for key, default in flatten(options)}
+    return found
+
+
+def dumped(parser: ArgumentParser) -> dict[str, Any]:
+    """Returns a parser's defaults in plain types."""
+    loaded: dict[str, Any] = yaml.safe_load(
+        parser.dump(parser.get_defaults(skip_validation=True), skip_none=False, skip_validation=True)
+    )
+    return loaded
 
 
 def plain(config: Namespace, parser: LightningArgumentParser) -> dict[str, Any]:

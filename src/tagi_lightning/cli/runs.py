@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RUN_FILE = "run.json"
-CONFIG_FILE = "config.yaml"
+from tagi_lightning.durable import replace_text
+
+RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 
 FREE_TRAINER_KEYS = frozenset(
     {
@@ -34,6 +37,24 @@ FREE_KEYS = frozenset({"run", "config", "ckpt_path", "corpora", "allow_missing",
 FREE_BACKBONE_KEYS = frozenset({"backbone.compile", "backbone.gradient_checkpointing"})
 """Options of the backbone that may differ: they change how it is computed, not what is trained."""
 
+FREE_DATA_KEYS = frozenset({"num_workers", "cache_dir"})
+"""Options of the data that may differ: they change nothing but speed and where caches lie."""
+
+REASONS = {
+    "model.init_args.optimizer": "the steps made so far used the other optimizer or schedule",
+    "model": "the weights and the steps made so far belong to the other model",
+    "backbone": "the weights were trained on the other backbone",
+    "tokenizer": "the weights were trained on the other tokens",
+    "data": "the steps made so far read other batches",
+    "data_folder": "the steps made so far read other batches",
+    "setting": "the steps made so far read other instructions",
+    "seed_everything": "order and draws of the steps made so far belong to the other seed",
+    "trainer.accumulate_grad_batches": "the steps made so far had another effective batch",
+    "trainer.precision": "the steps made so far were computed in the other precision",
+    "trainer": "the steps made so far were made otherwise",
+}
+"""Why an option cannot change once a run has begun, by the longest beginning of its name."""
+
 
 class RunFolderError(ValueError):
     """A run folder that holds something else; the message names what differs and what to do."""
@@ -48,13 +69,28 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, values
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists the options of two configurations that differ and would change what is trained."""
+def reason(key: str) -> str:
+    """Returns why an option cannot change once a run has begun."""
+    parts = key.split(".")
+    names = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((REASONS[name] for name in names if name in REASONS), "it was the other when the run began")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """Lists the options of two configurations that differ and would change what is trained.
+
+    Args:
+        old: The configuration of the run folder.
+        new: The present one.
+        defaults: Value of an option that nobody gives, by dotted name: what an option meant before there was one.
+    """
     flat_old, flat_new = dict(flatten(old)), dict(flatten(new))
+    if defaults is not None:
+        flat_old = {key: defaults[key] for key in flat_new.keys() - flat_old.keys() if key in defaults} | flat_old
     differing = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         parts = key.split(".")
-        if key in FREE_BACKBONE_KEYS:
+        if key in FREE_BACKBONE_KEYS or (parts[0] == "data" and parts[-1] in FREE_DATA_KEYS):
             continue
         if parts[0] in FREE_KEYS or (parts[0] == "trainer" and parts[1] in FREE_TRAINER_KEYS):
             continue
@@ -99,11 +135,32 @@ def file_digest(path: Path) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON to a temporary file and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Writes JSON, whole or not at all."""
+    replace_text(path, json.dumps(values, indent=2, default=str) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in `folder`; the system ends the lock with the process, however it ends.
+
+    Raises:
+        RunFolderError: If another process is training there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as stream:
+        try:
+            # not flock, whose lock a loader's workers would hold on to when this process is killed
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise RunFolderError(
+                f"{folder} is in use by another process ({holder}): wait for it, end it, or give another RUN"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {platform.node()}\n")
+        stream.flush()
+        yield
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -43,10 +43,12 @@ class Tokens(_TensorFields):
     Attributes:
         ids: Token ids, int64 [N, L].
         mask: 1 for tokens and 0 for padding, int64 [N, L].
+        segments: Parts of equal width L / segments that a row consists of, each right-padded and read apart.
     """
 
     ids: Tensor
     mask: Tensor
+    segments: int = 1
 
     def __post_init__(self) -> None:
         if self.ids.shape != self.mask.shape or self.ids.dim() != 2:
@@ -64,6 +66,24 @@ class Tokens(_TensorFields):
             ids[index, : len(row)] = torch.as_tensor(row, dtype=torch.long)
             mask[index, : len(row)] = 1
         return cls(ids, mask)
+
+    @classmethod
+    def pad_segments(cls, rows: Sequence[Sequence[Sequence[int]]], pad_id: int) -> Tokens:
+        """Pads rows of parts: each part to the longest of all, and rows of fewer parts than another by empty ones."""
+        segments = max(1, *map(len, rows))
+        parts = [part for row in rows for part in (*row, *[()] * (segments - len(row)))]
+        padded = cls.pad(parts, pad_id)
+        return cls(padded.ids.reshape(len(rows), -1), padded.mask.reshape(len(rows), -1), segments)
+
+    def apart(self) -> Tokens:
+        """Returns the segments as rows of their own [N x segments, L / segments].
+
+        One without any token shows one of padding, since attention needs something to rest on.
+        """
+        if self.segments == 1:
+            return self
+        ids, mask = (tensor.reshape(len(self) * self.segments, -1) for tensor in (self.ids, self.mask))
+        return Tokens(ids, torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1))
 
     @property
     def padding_share(self) -> float:
@@ -104,6 +124,10 @@ class TaskBatch(_TensorFields):
         task_index: Row of `instruction` each example belongs to, non-decreasing [B].
         category: Index of each task's teacher in the bank, -1 where it has none [T].
         prompt: Instruction and input concatenated, (a;b) [B, P]; None where not asked for.
+        demonstrations: K demonstrations of each task, inputs with answers, as the segments of a row [T, K D]; those
+            that a task lacks are padding. None where not asked for.
+        demonstrated_prompt: The demonstrations that fit and the prompt, concatenated [B, Q]; None where either was not
+            asked for.
         tasks: Names of the tasks, T long.
         ids: Instance ids, B long.
         references: Acceptable outputs of each example, B long.
@@ -120,6 +144,8 @@ class TaskBatch(_TensorFields):
     task_index: Tensor
     category: Tensor
     prompt: Tokens | None = None
+    demonstrations: Tokens | None = None
+    demonstrated_prompt: Tokens | None = None
     tasks: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     references: tuple[tuple[str, ...], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,9 @@ def draw(count: int, *key: object) -> int:
 class TaskCollator:
     """Builds a `TaskBatch` from examples grouped by task.
 
-    In training a phrasing is drawn per (seed, epoch, task) and a reference per (seed, epoch, id);
-    examples without an epoch get the first phrasing and the first reference, and their answer choices.
+    In training a phrasing is drawn per (seed, epoch, task), a reference per (seed, epoch, id), and demonstrations per
+    (seed, epoch, task, id of the task's first example); examples without an epoch get the first phrasing, the first
+    reference and the first demonstrations, and their answer choices.
 
     Attributes:
         assembler: Joins pieces.
@@ -36,6 +38,8 @@ class TaskCollator:
         pad_id: Id of padding.
         seed: Decides the draws together with the epoch.
         with_prompt: Whether to fill the concatenated prompt, (a;b).
+        demonstrated: Joins demonstrations and prompts, and tells how many of each task to fill in; None for none.
+        member: Fills in the one of this place alone, for one member of an ensemble.
     """
 
     assembler: PromptAssembler
@@ -43,6 +47,8 @@ class TaskCollator:
     pad_id: int
     seed: int = 0
     with_prompt: bool = False
+    demonstrated: PromptAssembler | None = None
+    member: int | None = None
 
     def __call__(self, examples: Sequence[Example]) -> TaskBatch:
         """Returns the batch of B `examples` of T tasks, which must come task by task."""
@@ -52,13 +58,16 @@ class TaskCollator:
             raise ValueError("examples of a batch must be grouped by task")
         first = [examples[rows.index(row)] for row in range(len(order))]
         definitions = [self._definition(example.task, example.index.epoch) for example in first]
+        shown = [self._shown(example) for example in first]
+        prompts = self._prompts(examples, [definitions[row] for row in rows]) if self.with_prompt else None
         return TaskBatch(
             instruction=self._instructions([example.task for example in first], definitions),
             input=self._pad([self.assembler.input(example.text_ids) for example in examples]),
             labels=pad_labels([self._target(example) for example in examples]),
             task_index=torch.tensor(rows, dtype=torch.long),
             category=self._categories([example.task for example in first]),
-            prompt=self._prompts(examples, [definitions[row] for row in rows]) if self.with_prompt else None,
+            prompt=self._pad(prompts) if prompts is not None else None,
+            **self._demonstrated(shown, examples, rows, definitions),
             tasks=tuple(example.task.name for example in first),
             ids=tuple(example.id for example in examples),
             references=tuple(example.references for example in examples),
@@ -103,14 +112,55 @@ class TaskCollator:
         pairs = zip(tasks, definitions, strict=True)
         return self._pad([self.assembler.instruction(definition, task.demonstrations) for task, definition in pairs])
 
-    def _prompts(self, examples: Sequence[Example], definitions: Sequence[list[int]]) -> Tokens:
-        pairs = zip(examples, definitions, strict=True)
-        return self._pad([self._prompt(example, definition) for example, definition in pairs])
+    def _prompts(self, examples: Sequence[Example], definitions: Sequence[list[int]]) -> list[list[int]]:
+        return [self._prompt(example, definition) for example, definition in zip(examples, definitions, strict=True)]
 
     def _prompt(self, example: Example, definition: list[int]) -> list[int]:
         if example.prompt_ids:
             return self.assembler.input(example.prompt_ids)
         return self.assembler.prompt(definition, example.task.demonstrations, example.text_ids)
+
+    def _shown(self, example: Example) -> list[list[int]]:
+        """Returns the demonstrations that a task shows in a batch where `example` is its first."""
+        if self.demonstrated is None:
+            return []
+        task, epoch = example.task, example.index.epoch
+        room = self.assembler.instruction_room(0)
+        shown = [piece for piece in task.demonstrations if len(piece) <= room]
+        if epoch is not None:
+            random.Random(f"{self.seed}/{epoch}/{task.name}/{example.id}/demonstrations").shuffle(shown)
+        shown = shown[: self.demonstrated.max_demonstrations]
+        return shown if self.member is None else shown[self.member : self.member + 1]
+
+    def _demonstrated(
+        self,
+        shown: Sequence[Sequence[list[int]]],
+        examples: Sequence[Example],
+        rows: Sequence[int],
+        definitions: Sequence[list[int]],
+    ) -> dict[str, Any]:
+        """Returns the fields of a batch that hold demonstrations, none where none are asked for.
+
+        Args:
+            shown: Demonstrations of each task.
+            examples: The examples.
+            rows: Task of each example.
+            definitions: Phrasing of each task.
+        """
+        if self.demonstrated is None:
+            return {}
+        alone = [[self.assembler.instruction(piece, ()) for piece in pieces] for pieces in shown]
+        fields: dict[str, Any] = {"demonstrations": Tokens.pad_segments(alone, self.pad_id)}
+        if self.with_prompt:
+            room = self.assembler.input_room()
+            prompts = [
+                self.demonstrated.demonstrated(shown[row], example.prompt_ids[:room])
+                if example.prompt_ids
+                else self.demonstrated.prompt(definitions[row], shown[row], example.text_ids)
+                for example, row in zip(examples, rows, strict=True)
+            ]
+            fields["demonstrated_prompt"] = self._pad(prompts)
+        return fields
 
     def _ranked(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Returns the fields of a batch that hold answer choices, none where no example has any."""

@@ -6,7 +6,9 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -150,6 +152,40 @@ class InstructionPrompts:
         shown = assembler.demonstrations_that_fit(lengths, assembler.instruction_room(len(definition)))
         return InstructionTokens(assembler.instruction(definition, demonstrations), shown)
 
+    def inputs(
+        self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], instruction: Instruction | None = None
+    ) -> list[list[int]]:
+        """Returns the tokens of each input as the backbone reads it, cut where it is too long.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            texts: The inputs; of P3, whose prompts are filled-in templates, what the backbone reads as it is.
+            instruction: Given where the backbone reads it together with the input.
+        """
+        form, assembler = self.form, self._assembler(tokenizer)
+        rows = form.tokenize(tokenizer, [form.input(text) for text in texts])
+        if instruction is None or self.texts == "plain":
+            return [assembler.input(row) for row in rows]
+        pieces = [form.definition(instruction.text)]
+        pieces += [form.demonstration(number, each) for number, each in enumerate(instruction.demonstrations, start=1)]
+        definition, *demonstrations = form.tokenize(tokenizer, pieces)
+        return [assembler.prompt(definition, demonstrations, row) for row in rows]
+
+    def cuts(self, tokenizer: PreTrainedTokenizerFast, text: str, instruction: Instruction | None = None) -> bool:
+        """Tells whether an input is too long to be read whole; see `inputs`."""
+        if len(text.encode()) <= self.max_input_length // 2:
+            return False
+        form = self.form
+        alone = instruction is None or self.texts == "plain"
+        pieces = [form.input(text)] if alone else [form.input(text), form.definition(instruction.text)]  # type: ignore[union-attr]
+        own, *definition = form.tokenize(tokenizer, pieces)
+        return len(own) > self._assembler(tokenizer).input_room(sum(map(len, definition)))
+
+    def targets(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the tokens of each answer with its end token, cut where it is too long."""
+        rows = self.form.tokenize(tokenizer, [self.form.target(text) for text in texts])
+        return [self._assembler(tokenizer).target(row) for row in rows]
+
     def template(self, tokenizer: PreTrainedTokenizerFast, instruction: Instruction | None = None) -> str:
         """Returns the text that the backbone reads, `{input}` standing for an input.
 
@@ -172,4 +208,11 @@ class InstructionPrompts:
         return text
 
     def _assembler(self, tokenizer: PreTrainedTokenizerFast) -> PromptAssembler:
-        return PromptAssembler.from_tokenizer(tokenizer, self.demonstrations, self.max_input_length, form=self.form)
+        return _assembler(self, tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _assembler(prompts: InstructionPrompts, tokenizer: PreTrainedTokenizerFast) -> PromptAssembler:
+    return PromptAssembler.from_tokenizer(
+        tokenizer, prompts.demonstrations, prompts.max_input_length, form=prompts.form
+    )

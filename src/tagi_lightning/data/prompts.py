@@ -249,6 +249,12 @@ class PromptAssembler:
             *self.frame.cue,
         ]
 
+    def demonstrated(self, demonstrations: Sequence[Sequence[int]], prompt: Sequence[int]) -> list[int]:
+        """Returns a complete prompt, truncated where it must be, behind the demonstrations that fit beside it."""
+        room = self.input_room()
+        shown = self.demonstrations_that_fit([len(piece) for piece in demonstrations], room - len(prompt))
+        return [*self.frame.opening, *_chain(demonstrations[:shown]), *prompt[:room], *self.frame.cue]
+
     def target(self, reference: Sequence[int]) -> list[int]:
         """Returns a target, the paper's c, truncated where it must be, with its end token."""
         return [*reference[: self.max_output_length - 1], self.frame.stop]

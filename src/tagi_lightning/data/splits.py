@@ -9,7 +9,7 @@ from typing import Literal
 
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.subsets import select_categories
-from tagi_lightning.data.task import Task, TaskSplits
+from tagi_lightning.data.task import Instance, Task, TaskSplits
 
 ValSplit = Literal["none", "categories", "tasks", "instances"]
 """What validation holds out: nothing, whole categories, whole tasks, or a part of each task's instances."""
@@ -138,6 +138,22 @@ def arrange(
         validation=tuple(task for task in validation if task.instances),
         test=tuple(replace(task, instances=task.instances[:max_test_instances]) for task in test),
     )
+
+
+def demonstrations_as_instances(task: Task) -> Task:
+    """Returns the task with its demonstrations, complete prompts in P3, as its instances, to be trained on.
+
+    Raises:
+        DataError: If it has none.
+    """
+    if not task.demonstrations:
+        raise DataError(f"task {task.name} has no demonstration to train on; draw some: data.shots")
+    complete = bool(task.template)
+    shots = tuple(
+        Instance(f"{task.name}/shot/{place}", each.input, (each.output,), prompt=each.input if complete else "")
+        for place, each in enumerate(task.demonstrations)
+    )
+    return replace(task, instances=shots)
 
 
 def exchange_instructions(tasks: Sequence[Task], seed: int) -> list[Task]:

@@ -11,7 +11,7 @@ import json
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,8 @@ def _prompt_words(tasks: Sequence[SyntheticTask]) -> Iterator[str]:
         yield f"Definition: Positive Example {number} - Input: Output: Now complete the following example -"
 
 
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Writes a file line by line, and the folders above it where they are absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
@@ -188,18 +189,18 @@ def _write_all(folder: Path, config: SyntheticConfig, record: str) -> None:
     tasks = synthetic_tasks(config.seed, config.held_out)
     for task in tasks:
         text = json.dumps(_task_file(task, config), indent=1)
-        _write_lines(folder / "tasks" / f"{task.name}.json", [text])
+        write_lines(folder / "tasks" / f"{task.name}.json", [text])
     train = [task for task in tasks if not task.held_out]
-    _write_lines(folder / "splits/default/train_tasks.txt", [task.name for task in train])
-    _write_lines(folder / "splits/default/test_tasks.txt", [task.name for task in tasks if task.held_out])
+    write_lines(folder / "splits/default/train_tasks.txt", [task.name for task in train])
+    write_lines(folder / "splits/default/test_tasks.txt", [task.name for task in tasks if task.held_out])
     documents = [document for task in train for document in _documents(task, config)]
     random.Random(f"{config.seed}/corpus").shuffle(documents)
     # A blank line ends a document.
-    _write_lines(folder / "corpus/train.txt", [f"{document}\n" for document in documents])
+    write_lines(folder / "corpus/train.txt", [f"{document}\n" for document in documents])
     texts = [*documents, *_prompt_words(tasks)]
     words = sorted({word for text in texts for word in re.findall(r"[A-Za-z0-9]+", text)})
     train_vocabulary(texts, folder / "tokenizer", vocab_size=VOCABULARY_SIZE, words=words)
-    _write_lines(folder / RECORD, [record])
+    write_lines(folder / RECORD, [record])
 
 
 def write_synthetic(folder: Path, config: SyntheticConfig) -> None:
@@ -216,17 +217,31 @@ def write_synthetic(folder: Path, config: SyntheticConfig) -> None:
         FileExistsError: If `folder` holds anything else.
     """
     record = json.dumps({"version": GENERATOR_VERSION, "config": asdict(config)}, indent=1)
+    write_once(folder, record, lambda new: _write_all(new, config, record))
+
+
+def write_once(folder: Path, record: str, write: Callable[[Path], None]) -> None:
+    """Writes a folder, whole or not at all, unless it is there with the same record.
+
+    Args:
+        folder: Where to write; absent, empty, or written before with the same record.
+        record: Text of its synthetic.json.
+        write: Fills an empty folder, record included.
+
+    Raises:
+        FileExistsError: If `folder` holds anything else.
+    """
     if folder.exists() and any(folder.iterdir()):
         found = folder / RECORD
         if found.is_file() and found.read_text(encoding="utf-8").strip() == record:
             return
         raise FileExistsError(
-            f"{folder} is not empty and was not written with {config} (generator version {GENERATOR_VERSION}, "
-            f"see {RECORD}): remove it or choose another folder"
+            f"{folder} is not empty and was not written with {' '.join(record.split())} (see {RECORD}): remove it or "
+            "choose another folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as parent:
         temporary = Path(parent) / "new"
         temporary.mkdir()
-        _write_all(temporary, config, record)
+        write(temporary)
         temporary.rename(folder)

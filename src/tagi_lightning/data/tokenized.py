@@ -144,7 +144,13 @@ class TokenizedTasks:
         return column
 
 
-def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt: bool, report: DataReport) -> None:
+def check_lengths(
+    tasks: TokenizedTasks,
+    assembler: PromptAssembler,
+    with_prompt: bool,
+    report: DataReport,
+    demonstrated: PromptAssembler | None = None,
+) -> None:
     """Reports what the length limits do to `tasks`.
 
     A definition that leaves no room for any input is an error. Dropped demonstrations and truncated
@@ -155,6 +161,7 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
         assembler: Holds the limits.
         with_prompt: Whether concatenated prompts are built, too.
         report: Receives the findings.
+        demonstrated: Joins demonstrations and prompts; None where batches show none.
     """
     limit, truncated = assembler.max_input_length, "truncated to the limit"
     found = zip(tasks.tasks, tasks.text_lengths(), tasks.prompt_lengths(), strict=True)
@@ -167,6 +174,9 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
         if assembler.demonstrations_that_fit(shown, assembler.instruction_room(longest)) < len(shown):
             report.note("instruction without all its demonstrations: they do not fit", task.name)
         _note_rows(report, f"input {truncated}", task, lengths > assembler.input_room())
+        if demonstrated is not None:
+            complete = prompts.clip(max=assembler.input_room()) if prompts.any() else longest + lengths
+            _check_demonstrations(report, task, complete, assembler.instruction_room(0), demonstrated)
         if with_prompt and prompts.any():
             _note_rows(report, f"complete prompt {truncated}", task, prompts > assembler.input_room())
         elif with_prompt:
@@ -177,6 +187,19 @@ def check_lengths(tasks: TokenizedTasks, assembler: PromptAssembler, with_prompt
     too_long = int((tasks.target_lengths() > assembler.max_output_length - 1).sum())
     if too_long:
         report.note(f"target {truncated}", f"{too_long} of {len(tasks)} instances")
+
+
+def _check_demonstrations(
+    report: DataReport, task: TokenizedTask, prompts: NDArray[np.int64], limit: int, demonstrated: PromptAssembler
+) -> None:
+    """Notes demonstrations beyond `limit` tokens, which no batch shows, and prompts that not all others fit beside."""
+    lengths = [len(piece) for piece in task.demonstrations]
+    fitting = [length for length in lengths if length <= limit]
+    if len(fitting) < len(lengths):
+        report.note("demonstrations longer than the limit, left out", f"{task.name} ({len(lengths) - len(fitting)})")
+    shown = fitting[: demonstrated.max_demonstrations]
+    dropped = (prompts > demonstrated.input_room() - sum(shown)) & bool(shown)
+    _note_rows(report, "prompt that not all demonstrations fit in front of", task, dropped)
 
 
 def _note_rows(report: DataReport, kind: str, task: TokenizedTask, rows: NDArray[np.bool_]) -> None:

@@ -12,7 +12,7 @@ LOSES = (
     "This model gives the backbone more than LoRA: {pieces}. PEFT cannot hold that, so whoever loads this folder with "
     "PEFT alone runs a part of the adapter that was not trained to stand alone, and gets other answers. For use with "
     "PEFT train a TAGI-LoRA model (tagi.fusion.enabled=false, tagi.decoder_memory=false); this one loads whole with "
-    "tagi_lightning.peft_io.load_adapter."
+    "tagi_lightning.peft_io.load_adapter. {measured}"
 )
 """Said of an adapter that PEFT does not hold whole."""
 
@@ -31,7 +31,7 @@ def adapter_card(
     is_encoder_decoder: bool,
     facts: Mapping[str, object],
     kind: Literal["adapter", "merged"] = "adapter",
-    pieces: str = "",
+    loses: str = "",
 ) -> str:
     """Returns the text of a README.md.
 
@@ -42,7 +42,7 @@ def adapter_card(
         is_encoder_decoder: Whether it is a T5.
         facts: Rows of the table: digests, rank, versions.
         kind: adapter for a PEFT folder, merged for a whole model.
-        pieces: What the adapter has besides LoRA, in words; empty where that is all.
+        loses: What PEFT cannot hold of the adapter, in words; empty where it holds all.
     """
     shown = [f"Input: {each.input}\nOutput: {each.output}" for each in instruction.demonstrations]
     auto = "AutoModelForSeq2SeqLM" if is_encoder_decoder else "AutoModelForCausalLM"
@@ -54,8 +54,8 @@ def adapter_card(
         "A hypernetwork of tagi-lightning read this instruction and wrote the adapter:",
         quote("\n\n".join([instruction.text, *shown])),
     ]
-    if pieces:
-        parts.append(f"**Not the whole adapter.** {LOSES.format(pieces=pieces)}")
+    if loses:
+        parts.append(f"**Not the whole adapter.** {loses}")
     if kind == "adapter":
         parts += ["## Use", quote(USE.format(auto=auto, backbone=json.dumps(backbone)))]
     parts += [

@@ -135,6 +135,11 @@ def load_adapter(folder: Path, model: TagiModel) -> PreparedAdapter:
             f"{folder / REST} was made by other weights than the present ones; run tagi adapt again"
         )
     tensors = {name: tensor.to(backbone.model.device) for name, tensor in tensors.items()}
+    return adapter_from_rest(lora, tensors, model)
+
+
+def adapter_from_rest(lora: LoraWeights, tensors: dict[str, Tensor], model: TagiModel) -> PreparedAdapter:
+    """Returns a whole adapter of `model` from its LoRA and what `writing.rest_tensors` named of it."""
     fusion, memory, prefix = None, None, None
     if "fusion.mask" in tensors:
         assert model.fusion is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -76,6 +77,15 @@ class PeftWriter:
                 save_file(dict(rest_tensors(rest)), made / REST, {"model_digest": rest.model_digest})
             if problem := self.check(made, tensors, lora):
                 raise AdapterFolderError(f"{folder} was not written: {problem}; report this with your versions")
+
+    def check_loads(self, lora: LoraWeights) -> None:
+        """Writes a LoRA to a folder that is removed again, where PEFT has to load it to the same logits.
+
+        Raises:
+            AdapterFolderError: If it does not.
+        """
+        with TemporaryDirectory(prefix="tagi-adapter-") as temporary:
+            self.write(lora, Path(temporary, "adapter"))
 
     def _config(self, lora: LoraWeights) -> PeftLoraConfig:
         model = self.backbone.model

@@ -261,7 +261,7 @@ def command(verb: str, configs: Sequence[Path], options: Mapping[str, Any]) -> t
 def data_job(grid: Grid) -> Job | None:
     """Returns what writes the generated task set, where it is not there."""
     made = grid.data / "synthetic.json"
-    if grid.taskset != "synthetic" or made.is_file():
+    if grid.taskset not in ("synthetic", "p3-synthetic") or made.is_file():
         return None
     words = ("data", "--taskset", grid.taskset, "--folder", str(grid.data))
     return Job(DATA, DATA, grid.runs, words, digest(words), results=(made,))

@@ -84,8 +84,6 @@ class Stage(L.LightningModule):
         self.optimizer_config = optimizer
         self.strict_loading = False
         self._built = False
-        self._random: list[Tensor] = []
-        self._random_to_restore: list[Tensor] = []
 
     @property
     def folder(self) -> Path:
@@ -215,30 +213,9 @@ class Stage(L.LightningModule):
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in state.items() if name not in frozen}
 
-    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
-        """Goes on with the random numbers of an interrupted run."""
-        if self._random_to_restore:
-            set_random_state(self._random_to_restore)
-            self._random_to_restore = []
-
-    def on_after_backward(self) -> None:
-        """Remembers where the random numbers are after the last batch that was read in whole."""
-        self._random = random_state()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the stage is and where its random numbers are, and counts the batches that were read in whole."""
-        checkpoint["tagi"] = {
-            "stage": self.stage_name,
-            "backbone_digest": self.checkpoint_backbone_digest(),
-            "random": self._random or random_state(),
-        }
-        # the loader has yielded one more where an exception ends a step
-        loop = checkpoint["loops"]["fit_loop"]
-        for loader in loop["state_dict"].get("combined_loader", []):
-            loader["position"] = loop["epoch_loop.batch_progress"]["current"]["processed"]
-        # and Lightning's count of batches, by which it validates, is one ahead
-        total = loop["epoch_loop.batch_progress"]["total"]
-        total["ready"] = total["processed"]
+        """Adds what the stage is and what it was trained on."""
+        checkpoint["tagi"] = {"stage": self.stage_name, "backbone_digest": self.checkpoint_backbone_digest()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another stage, backbone or shape, since loading is not strict.
@@ -258,25 +235,12 @@ class Stage(L.LightningModule):
                 f"the checkpoint's weights do not fit this configuration, e.g. {differing[0]}: "
                 f"{saved.get(differing[0], 'absent')} there, {needed.get(differing[0], 'absent')} here"
             )
-        self._random_to_restore = origin["random"]
 
     def checkpoint_backbone_digest(self) -> str:
         """Returns the digest of the frozen backbone, computed once."""
         if not hasattr(self, "_digest"):
             self._digest = self.backbone.digest()
         return self._digest
-
-
-def random_state() -> list[Tensor]:
-    """Returns the states of torch's random numbers: the CPU's, then each GPU's."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def set_random_state(states: list[Tensor]) -> None:
-    """Restores what `random_state` returned, as far as there are such devices."""
-    torch.set_rng_state(states[0].cpu())
-    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state.cpu(), device)
 
 
 def resolve_backbone(run: Path, config: BackboneConfig) -> BackboneConfig:

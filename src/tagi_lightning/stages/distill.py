@@ -190,7 +190,8 @@ class Distillation(TagiStage):
             rows: Which examples; None for all.
         """
         if isinstance(self.teacher_model, TagiModel):
-            inputs, adapter = self.teacher_model.inputs(batch), self.teacher_model.adapt(batch.instruction)
+            teacher = self.teacher_model
+            inputs, adapter = teacher.inputs(batch), teacher.adapt(teacher.conditions(batch))
         else:
             inputs, adapter = self.prompts(batch), TaskAdapter(lora=taught)
         labels, task_index = batch.labels, batch.task_index
@@ -264,7 +265,7 @@ class Distillation(TagiStage):
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 6 over one batch."""
-        adapter = self.model.adapt(self.read_instructions(batch.instruction))
+        adapter = self.model.adapt(self.read_instructions(self.model.conditions(batch)))
         terms = self.loss_terms(batch, adapter)
         loss = torch.stack(list(terms.values())).sum()
         self.log_loss("loss", loss, len(batch))

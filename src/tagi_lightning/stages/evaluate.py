@@ -18,6 +18,7 @@ from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.predictions import Prediction
 from tagi_lightning.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
+from tagi_lightning.stages.few_shot import FewShotConfig
 
 
 class Evaluation(Stage):
@@ -37,6 +38,7 @@ class Evaluation(Stage):
         weights: str = "auto",
         teachers: str = "auto",
         flops: bool = True,
+        few_shot: FewShotConfig = FewShotConfig(),  # noqa: B008
     ) -> None:
         """Takes the settings.
 
@@ -48,6 +50,7 @@ class Evaluation(Stage):
             weights: Folder of the trained hypernetwork; auto for this run's distilled one.
             teachers: Folder of the teachers; auto for this run's.
             flops: Whether to count operations relative to the concatenated backbone.
+            few_shot: How full_ft trains.
         """
         super().__init__(run, backbone, OptimizerConfig())
         self.generation = generation
@@ -55,6 +58,7 @@ class Evaluation(Stage):
         self.weights = run_folder(run, "distill") if weights == "auto" else Path(weights)
         self.teachers = run_folder(run, "teachers") if teachers == "auto" else Path(teachers)
         self.flops = flops
+        self.few_shot = few_shot
         self.system = self.systems[0] if self.systems else ""
         self.rows: list[Prediction] = []
         self.seconds = 0.0

@@ -139,7 +139,7 @@ class TagiStage(Stage):
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
         """Logs the loss, and decodes answers for the scores where the batch carries references."""
-        adapter, inputs = self.model.adapt(batch.instruction), self.model.inputs(batch)
+        adapter, inputs = self.model.adapt(self.model.conditions(batch)), self.model.inputs(batch)
         logits = self.model(inputs, batch.labels, adapter, batch.task_index)
         loss = prediction_loss(logits, batch.labels).mean()
         self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)

@@ -122,6 +122,40 @@ def test_demonstrations_come_from_training_rows(folder):
     assert read(folder, shots=4)[0].test[0].demonstrations == known.demonstrations[:4]
 
 
+def test_training_tasks_have_demonstrations_that_are_none_of_their_instances(folder):
+    plain, _ = read(folder, max_train_instances=20)
+    shown, _ = read(folder, max_train_instances=20, shots=2)
+    held_out, _ = read(folder, max_train_instances=20, held_out_instances=4, shots=2)
+    for each in shown.train:
+        assert each.instances == task(plain.train, each.name).instances
+        prompts = {demonstration.input for demonstration in each.demonstrations}
+        if each.name == "glue_mrpc/want_to_know":
+            assert len(prompts) == 4 * 2
+        assert len(prompts) == len(each.demonstrations)
+        assert not prompts & {row.prompt for row in each.instances}
+    for each in held_out.train:
+        assert not {one.input for one in each.demonstrations} & {row.prompt for row in each.instances}
+
+
+def test_a_training_task_without_rows_to_spare_is_noted(folder):
+    splits, report = read(folder, max_train_instances=1000, shots=2)
+    assert all(not each.demonstrations for each in splits.train)
+    assert "fewer than 2 demonstrations" in report.summary()
+
+
+def test_a_folder_may_list_data_sets_of_its_own(folder):
+    names = {"templates": RTE.template_folder, "names": ["GPT-3 style"]}
+    lists = {"train": {"glue_mrpc": {"templates": "glue/mrpc", "names": ["want to know"]}}, "test": {"mine": names}}
+    (folder / "p3" / "super_glue_rte").rename(folder / "p3" / "mine")
+    (folder / "p3" / "lists.yaml").write_text(yaml.safe_dump(lists), encoding="utf-8")
+    splits, _ = read(folder, subset=None, allow_missing=False)
+    assert [each.name for each in (*splits.train, *splits.test)] == ["glue_mrpc/want_to_know", "mine/GPT_3_style"]
+    with pytest.raises(DataError, match=r"subset=5 is of T0's training sets.*lists\.yaml"):
+        read(folder, subset=5)
+    with pytest.raises(DataError, match=r"unknown P3 training sets: paws \(allowed: glue_mrpc\)"):
+        read(folder, subset=["paws"])
+
+
 def test_without_training_rows_demonstrations_are_not_evaluated(folder):
     (folder / "p3" / "super_glue_rte" / "train.jsonl").unlink()
     (known,) = read(folder, shots=16)[0].test

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,9 @@ ModelInput = Literal["fields", "prompt"]
 """What a model reads as b: what the row fills into the prompt, or the complete filled-in prompt."""
 STOPPED_AFTER = 10
 """Rows, the first ones tried, whose rendering all hit a limit before a template is given up."""
+
+POOL = 4
+"""Times as many demonstrations a training task has as batches show: each batch draws others."""
 
 NO_GOLD = "gold answer not among the choices"
 
@@ -123,6 +126,20 @@ class TemplateTask:
             self.report.note(f"test task with fewer than {shots} demonstrations", f"{self.name} ({len(found)})")
         shown = tuple(Demonstration(each.prompt, each.references[0]) for each in found.values())
         return shown, frozenset() if split == "train" else frozenset(found)
+
+    def training_demonstrations(self, shots: int, taken: Collection[int]) -> tuple[Demonstration, ...]:
+        """Draws the demonstrations of a training task, from the end of the permutation that instances start.
+
+        Args:
+            shots: Demonstrations a batch shows; `POOL` times as many are drawn, or as many as there are.
+            taken: Positions of the task's instances, which are left out.
+        """
+        order = [position for position in reversed(self.permutation("train", self.name)) if position not in taken]
+        found = self.collect("train", order, POOL * shots, needs_gold=False, keep_prompt=True)
+        if len(found) < shots:
+            place = f"{self.name} ({len(found)}, beside {len(taken)} instances)"
+            self.report.note(f"training task with fewer than {shots} demonstrations", place)
+        return tuple(Demonstration(each.prompt, each.references[0]) for each in found.values())
 
     def collect(
         self, split: str, order: Sequence[int], count: int | None, needs_gold: bool, keep_prompt: bool = False

@@ -1,4 +1,4 @@
-"""T0's lists: 36 training sets with 290 templates, 11 test tasks with 116, and the paper's subsets."""
+"""T0's lists: 36 training sets with 290 templates, 11 test tasks with 116, and the paper's subsets; or one's own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tagi_lightning.data.report import DataError
+
+LISTS = "lists.yaml"
+"""A file beside the rows that lists other data sets than T0's, in the form of this package's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,16 @@ def path_safe(name: str) -> str:
 
 @cache
 def _document() -> dict[str, Any]:
-    text = resources.files("tagi_lightning.data.p3").joinpath("lists.yaml").read_text(encoding="utf-8")
+    return _parse(resources.files("tagi_lightning.data.p3").joinpath(LISTS).read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(text)
     return document
 
 
-@cache
-def _datasets(part: str) -> tuple[P3Dataset, ...]:
+def _datasets(part: str, path: Path | None = None) -> tuple[P3Dataset, ...]:
+    document = _document() if path is None else _parse(path.read_text(encoding="utf-8"))
     return tuple(
         P3Dataset(
             name,
@@ -69,7 +76,7 @@ def _datasets(part: str) -> tuple[P3Dataset, ...]:
             (*entry.get("hub", ()), "*")[:2] if "hub" in entry else (),
             entry.get("hub_splits", {}),
         )
-        for name, entry in _document()[part].items()
+        for name, entry in document[part].items()
     )
 
 
@@ -78,19 +85,24 @@ def subset_sizes() -> tuple[int, ...]:
     return tuple(_document()["subsets"])
 
 
-def train_datasets(subset: int | Sequence[str] | None = None) -> tuple[P3Dataset, ...]:
+def train_datasets(subset: int | Sequence[str] | None = None, lists: Path | None = None) -> tuple[P3Dataset, ...]:
     """Returns training sets in the paper's order.
 
     Args:
         subset: 5, 10, 20 or 36 for the first so many (paper 6.2), or names; None takes all.
+        lists: A file that lists other data sets, without subsets; None for T0's.
 
     Raises:
         DataError: If the paper has no such subset or there is no data set of a name.
     """
-    datasets = _datasets("train")
+    datasets = _datasets("train", lists)
     if subset is None:
         return datasets
     if isinstance(subset, int):
+        if lists is not None:
+            raise DataError(
+                f"subset={subset} is of T0's training sets; {lists} lists others: give names, or null for all"
+            )
         if subset not in subset_sizes():
             allowed = ", ".join(map(str, subset_sizes()))
             raise DataError(f"no subset of {subset} P3 training sets, allowed: {allowed}, or names of data sets")
@@ -101,9 +113,9 @@ def train_datasets(subset: int | Sequence[str] | None = None) -> tuple[P3Dataset
     return tuple(dataset for dataset in datasets if dataset.name in subset)
 
 
-def test_datasets() -> tuple[P3Dataset, ...]:
-    """Returns the eleven test tasks, MTest11."""
-    return _datasets("test")
+def test_datasets(lists: Path | None = None) -> tuple[P3Dataset, ...]:  # noqa: PT028
+    """Returns the eleven test tasks, MTest11, or those of a file that lists others."""
+    return _datasets("test", lists)
 
 
 test_datasets.__test__ = False  # type: ignore[attr-defined]  # no test, whatever its name says

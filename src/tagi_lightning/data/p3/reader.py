@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tagi_lightning.data.p3.examples import Examples, ModelInput, Settings, TemplateTask
-from tagi_lightning.data.p3.lists import P3Dataset, test_datasets, train_datasets
+from tagi_lightning.data.p3.lists import LISTS, P3Dataset, test_datasets, train_datasets
 from tagi_lightning.data.p3.render import PromptTemplate
 from tagi_lightning.data.p3.rewrite import TemplateProblem
 from tagi_lightning.data.p3.rows import Rows, open_rows
@@ -43,7 +43,7 @@ def read_p3(
     val_share: float = 0.05,
     report: DataReport | None = None,
 ) -> TaskSplits:
-    """Reads T0's training sets and the eleven test tasks, one task a template.
+    """Reads T0's training sets and the eleven test tasks, or those of FOLDER/lists.yaml, one task a template.
 
     Args:
         folder: Holds `<data set>/{train,validation}` with raw rows, or `<configuration>/{train,validation}` with
@@ -52,8 +52,9 @@ def read_p3(
         subset: 5, 10, 20 or 36 for the paper's first so many training sets, or their names; None takes all.
         model_input: "fields" for what the row fills into the prompt, "prompt" for the complete prompt.
         with_prompt: Keep the complete prompt of every instance, for teachers and concatenated baselines.
-        shots: Demonstrations drawn for each test task (16 in the paper), from training rows or, where there are
-            none, from rows that are then not evaluated.
+        shots: Demonstrations drawn for each task (16 in the paper): of a test task from its data set's training rows
+            or, where there are none, from rows that are then not evaluated; of a training task, `POOL` times as
+            many, from rows that are no instances of it.
         allow_missing: Leave out data sets and templates that are absent or cannot be used, and note them, instead
             of stopping.
         seed: Seed of the permutation of training rows, of demonstrations, of `choice` and of the validation split.
@@ -68,6 +69,7 @@ def read_p3(
         DataError: If anything is absent or cannot be used; one message names all of it.
     """
     report = report or DataReport(str(folder))
+    lists = folder / LISTS if (folder / LISTS).is_file() else None
     if held_out_instances and max_train_instances is None:
         raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
     for path in (folder, templates):
@@ -75,8 +77,8 @@ def read_p3(
             report.error("missing folder", str(path))
     report.raise_if_errors(ADVICE)
     reader = _Reader(folder, templates, Settings(seed, model_input, with_prompt), allow_missing, report)
-    train = list(reader.train_tasks(train_datasets(subset), max_train_instances, held_out_instances))
-    test = list(reader.test_tasks(test_datasets(), max_test_instances, shots))
+    train = list(reader.train_tasks(train_datasets(subset, lists), max_train_instances, held_out_instances, shots))
+    test = list(reader.test_tasks(test_datasets(lists), max_test_instances, shots))
     if not train and not test:
         report.error("no usable task", str(folder))
     report.raise_if_errors(ADVICE)
@@ -116,13 +118,16 @@ class _Reader:
         self.folder, self.templates, self.settings, self.report = folder, templates, settings, report
         self.absent = report.note if allow_missing else report.error
 
-    def train_tasks(self, datasets: Sequence[P3Dataset], count: int | None, held_out: int) -> Iterator[Task]:
+    def train_tasks(
+        self, datasets: Sequence[P3Dataset], count: int | None, held_out: int, shots: int
+    ) -> Iterator[Task]:
         """Yields training tasks: usable rows of ranks 0 to count - 1 of a permutation by (seed, task), or later ones.
 
         Args:
             datasets: The training sets.
             count: Instances of a task; None for all.
             held_out: If positive, that many instances *after* the training ones instead.
+            shots: Demonstrations that a batch shows of a task.
         """
         first = count or 0 if held_out else 0
         wanted = None if count is None else first + (held_out or count)
@@ -137,7 +142,8 @@ class _Reader:
             elif len(found) <= first:
                 self.report.note("task without held-out instances, left out", made.name)
             else:
-                yield made.task(list(found.values())[first:])
+                demonstrations = made.training_demonstrations(shots, found) if shots else ()
+                yield made.task(list(found.values())[first:], demonstrations)
 
     def test_tasks(self, datasets: Sequence[P3Dataset], count: int | None, shots: int) -> Iterator[Task]:
         """Yields test tasks: the first usable rows, without those that became demonstrations."""

@@ -1,0 +1,167 @@
+"""Adapters of a trained model as folders, with their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tagi_lightning import __version__
+from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.lora import LoraWeights
+from tagi_lightning.model import TagiModel
+from tagi_lightning.model_card import run_metrics
+from tagi_lightning.peft_io.card import LOSES, adapter_card
+from tagi_lightning.peft_io.merged import merge_to_folder
+from tagi_lightning.peft_io.writing import PeftWriter
+
+if TYPE_CHECKING:
+    from tagi_lightning.instructed import InstructedAdapter, InstructedModel
+
+FIGURES = {"accuracy_mean": "accuracy", "exact_match": "exact match"}
+"""Figures by which the loss is told, the first that was measured."""
+
+
+def pieces_besides_lora(model: TagiModel) -> str:
+    """Returns what a model's adapters have besides LoRA, in words; empty where that is all."""
+    config = model.config
+    has = {
+        "fusion of the encoder with the instruction": config.fusion.enabled,
+        "the instruction as memory of the decoder": config.decoder_memory,
+        "a generated prefix": config.hypernetwork.writes == "both",
+    }
+    return ", ".join(piece for piece, there in has.items() if there)
+
+
+def measured_loss(model: TagiModel) -> str:
+    """Returns what the run that a model lies in measured of its adapters with and without what PEFT cannot hold."""
+    source = model.source or Path("RUN/model")
+    metrics = run_metrics(source, model)
+    whole, alone = metrics.get("tagi", {}), metrics.get("lora_only", {})
+    figure = next((name for name in FIGURES if name in whole and name in alone), None)
+    if figure is None:
+        run = source.parent if (source.parent / "distill").is_dir() else source.parent.parent
+        return (
+            "How much that costs was not measured of these weights; measure it: "
+            f'make evaluate RUN={run} ARGS="--model.init_args.systems=[tagi,lora_only]", options as in training.'
+        )
+    without = metrics.get("no_instruction", {}).get(figure)
+    beside = f", {without:.1f} without any adapter" if without is not None else ""
+    return (
+        f"Measured on the {whole['n']:.0f} instances of its run's test tasks, {FIGURES[figure]}: {whole[figure]:.1f} "
+        f"whole, {alone[figure]:.1f} by its LoRA alone{beside}."
+    )
+
+
+def what_peft_loses(model: TagiModel) -> str:
+    """Returns what an adapter loses in PEFT, in words and figures; empty where that is nothing."""
+    pieces = pieces_besides_lora(model)
+    return LOSES.format(pieces=pieces, measured=measured_loss(model)) if pieces else ""
+
+
+def check_exports(model: TagiModel) -> None:
+    """Refuses a model whose adapters PEFT cannot put on the backbone as it lies there.
+
+    Raises:
+        ValueError: If it generates no LoRA, or trained weights of the backbone.
+    """
+    config, name = model.config, model.source or "this model"
+    if config.trained_backbone != "none":
+        raise ValueError(
+            f"{name} trained weights of the backbone itself (tagi.trained_backbone={config.trained_backbone}), "
+            "which no adapter holds; supported: trained_backbone=none"
+        )
+    if not config.generates_lora:
+        raise ValueError(
+            f"{name} generates no LoRA; supported: tagi.hypernetwork.enabled=true with writes=lora or both"
+        )
+
+
+class Exporter:
+    """Writes adapters of one model."""
+
+    def __init__(
+        self, loaded: InstructedModel, overwrite: bool = False, facts: Mapping[str, str] | None = None
+    ) -> None:
+        """Takes the model.
+
+        Args:
+            loaded: The model.
+            overwrite: Whether to replace folders that are there.
+            facts: More rows of the cards' tables.
+
+        Raises:
+            ValueError: If what the model generates cannot be an adapter on the backbone as it lies there.
+            AdapterFolderError: If the backbone is not stored in float32.
+        """
+        check_exports(loaded.model)
+        self.loaded, self.overwrite, self.facts = loaded, overwrite, facts or {}
+        self.loses = what_peft_loses(loaded.model)
+        self.writer = PeftWriter(loaded.model.backbone)
+
+    def write(self, adapter: InstructedAdapter, folder: Path) -> None:
+        """Writes the PEFT folder of one adapter, and what PEFT cannot hold beside it."""
+        assert adapter.lora is not None
+        rest = adapter.prepared if self.loses else None
+        self.writer.write(adapter.lora, folder, self.card(adapter.instruction, "adapter"), rest, self.overwrite)
+
+    def write_lora(
+        self, lora: LoraWeights, instruction: Instruction, folder: Path, facts: Mapping[str, str], report: str = ""
+    ) -> None:
+        """Writes the PEFT folder of a LoRA that stands alone, such as one that was trained on.
+
+        Args:
+            lora: The LoRA of one task.
+            instruction: What it was made from.
+            folder: The folder to make.
+            facts: More rows of its card's table.
+            report: Ends the card.
+        """
+        card = self.card(instruction, "adapter", facts, loses="")
+        self.writer.write(lora, folder, f"{card}\n{report}\n" if report else card, None, self.overwrite)
+
+    def write_merged(self, adapter: InstructedAdapter, folder: Path, dtype: torch.dtype) -> None:
+        """Writes a whole model with one adapter in its weights."""
+        assert adapter.lora is not None
+        merge_to_folder(
+            self.loaded.model.backbone,
+            adapter.lora,
+            folder,
+            dtype,
+            self.loaded.tokenizer,
+            self.card(adapter.instruction, "merged"),
+            self.overwrite,
+        )
+
+    def card(
+        self,
+        instruction: Instruction,
+        kind: Literal["adapter", "merged"],
+        facts: Mapping[str, str] | None = None,
+        loses: str | None = None,
+    ) -> str:
+        """Returns the text of a folder's README.md."""
+        model = self.loaded.model
+        lora, backbone = model.config.lora, model.backbone
+        stacks = sorted({site.stack for site in model.sites})
+        rows = {
+            "backbone": f"{backbone.name}, weights {self.writer.digest[:12]}",
+            "hypernetwork": f"{model.source or 'in memory'}, weights {model.digest()[:12]}",
+            "rank": f"{lora.rank}, updates scaled by {lora.scale:g}",
+            "sites": f"{len(model.sites)}: {', '.join(lora.targets)} of {', '.join(stacks)}",
+            "tagi-lightning": __version__,
+            **self.facts,
+            **(facts or {}),
+        }
+        read = instruction if model.config.reads == "prompt" else None
+        return adapter_card(
+            instruction,
+            self.loaded.prompts.template(self.loaded.tokenizer, read),
+            backbone.name,
+            backbone.model.config.is_encoder_decoder,
+            rows,
+            kind,
+            self.loses if loses is None else loses,
+        )
