@@ -53,7 +53,7 @@ class ExactResume(L.Callback):
     ) -> None:
         """Notes where training stands if the batch ended a step."""
         loop = trainer.fit_loop
-        follows = bool(trainer.enable_validation) and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        follows = validation_follows(trainer)
         if loop.epoch_loop._should_accumulate():
             # what validation decides in the middle of an accumulation belongs to no step
             self.whole = self.whole and not follows
@@ -113,6 +113,16 @@ class ExactResume(L.Callback):
             # Lightning counts a step twice where it skips the validation that was made
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             self._restored = None
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Tells whether Lightning validates after the batch that ends."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+        return False
+    loop.epoch_loop.val_loop.setup_data()
+    return not loop.epoch_loop.val_loop.skip
 
 
 def after_batch(loop: dict[str, Any]) -> dict[str, Any]:
