@@ -125,11 +125,13 @@ def test_every_trainer_parses(monkeypatch, tmp_path, trainer):
     assert config.trainer.accelerator == ("cpu" if trainer == "cpu" else "gpu")
 
 
-def test_the_pretrained_decoder_reads_generated_tasks_by_its_own_tokenizer(monkeypatch, tmp_path):
+def test_the_pretrained_decoder_reads_generated_tasks_by_its_own_tokenizer(monkeypatch, tmp_path, data):
+    backbone = data / "tokenizer"  # stands for the fetched model, which is not here
     for stage in ("distill", "evaluate"):
-        [arguments] = tagi_commands(stage, RUN=tmp_path, SIZE="smollm2-135m")
+        [arguments] = tagi_commands(stage, RUN=tmp_path, SIZE="smollm2-135m", BACKBONE=backbone)
         config = parse(monkeypatch, arguments)
         assert config.tokenizer is None
+        assert config.data.init_args.tokenizer == str(backbone)
         generation = config.model.init_args.generation
         assert (generation.max_new_tokens, generation.stop_at_newline) == (8, True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tagi_lightning.bench import data, inference
+from tagi_lightning.bench import data, inference, prefix
 from tagi_lightning.bench.distill import distillation
 from tagi_lightning.bench.measure import Result
 from tagi_lightning.bench.rank import rank_scoring
@@ -16,6 +16,7 @@ CASES: dict[str, Callable[[str, int], list[Result]]] = {
     "second_input": inference.second_input,
     "mixed_tasks": inference.mixed_tasks,
     "preparation": inference.preparation,
+    "prefix": prefix.prefix,
     "rank": rank_scoring,
     "teachers": teachers_together,
     "distill": distillation,
