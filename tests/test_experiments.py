@@ -7,8 +7,8 @@ from commands import ROOT, STAGES, command, record_of, tagi, tagi_commands, writ
 
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
-from tagi_lightning.cli.runs import flatten
 from tagi_lightning.data.synthetic_p3 import SyntheticP3Config, write_synthetic_p3
+from tagi_lightning.options import flatten
 from tagi_lightning.reproduce.plan import Grid, plan
 from tagi_lightning.reproduce.tables import digest, load_table, table_names
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
 from tagi_lightning.cli.lightning_cli import find_tokenizer
-from tagi_lightning.cli.runs import flatten
+from tagi_lightning.options import flatten
 
 NO_TOKENIZER = "no-tokenizer"
 """Stands for the tokenizer where none is found, so that the rest can be looked at."""

@@ -31,8 +31,9 @@ from tagi_lightning.callbacks import (
     StopAtBatch,
     Throughput,
 )
-from tagi_lightning.cli.runs import environment, flatten
+from tagi_lightning.cli.runs import environment
 from tagi_lightning.durable import replace_text
+from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.durable import replace_text
+from tagi_lightning.options import flatten
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 
@@ -58,15 +59,6 @@ REASONS = {
 
 class RunFolderError(ValueError):
     """A run folder that holds something else; the message names what differs and what to do."""
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and leaves of nested mappings."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
 
 
 def reason(key: str) -> str:

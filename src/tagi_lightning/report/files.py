@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tagi_lightning.options import flatten
 
 
 class ReportError(ValueError):
@@ -43,15 +45,6 @@ def read_options(path: Path) -> dict[str, Any]:
     if not shared:
         return options
     return {key: value.replace(shared, "RUN") if isinstance(value, str) else value for key, value in options.items()}
-
-
-def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and leaves of nested mappings."""
-    if isinstance(values, Mapping):
-        for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, values
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
