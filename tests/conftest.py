@@ -139,3 +139,15 @@ def relative_distance(found, expected):
 def distance():
     """The function `relative_distance`."""
     return relative_distance
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Instruction states of three tasks [3, 6, 32]."""
+    return torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def mask():
+    """Which of their tokens are no padding [3, 6]."""
+    return (torch.arange(6) < torch.tensor([[6], [2], [4]])).long()

@@ -15,16 +15,6 @@ POOLINGS = ("mean", "last", "attention", "mean+attention")
 KINDS = [*((generator, pooling) for generator in ("paper", "shared") for pooling in POOLINGS), ("attention", "mean")]
 
 
-@pytest.fixture(scope="module")
-def states():
-    return torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def mask():
-    return (torch.arange(6) < torch.tensor([[6], [2], [4]])).long()
-
-
 def make(backbone, generator="shared", pooling="mean", moved=True, lora=LORA, **settings):
     torch.manual_seed(0)
     config = HypernetworkConfig(generator=generator, pooling=pooling, **settings)
@@ -166,3 +156,9 @@ def test_states_are_measured_over_at_least_two_instructions(backbone):
 def test_the_attention_generators_width_is_a_multiple_of_its_heads():
     with pytest.raises(ValueError, match="hidden=30 must be a multiple"):
         HypernetworkConfig(generator="attention", hidden=30)
+
+
+def test_what_reads_no_instruction_measures_none(backbone):
+    constant = make(backbone, "constant", standardize=True)
+    assert not constant.to_measure
+    assert not any("states" in name for name in constant.state_dict())

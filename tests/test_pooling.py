@@ -1,17 +1,6 @@
-import pytest
 import torch
 
 from tagi_lightning.pooling import Pooling
-
-
-@pytest.fixture(scope="module")
-def states():
-    return torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def mask():
-    return (torch.arange(6) < torch.tensor([[6], [2], [4]])).long()
 
 
 def test_mean_pooling_averages_tokens_and_ignores_padding(states, mask, distance):

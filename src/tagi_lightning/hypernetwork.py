@@ -55,11 +55,11 @@ class Hypernetwork(nn.Module):
         """
         super().__init__()
         self.lora = lora
-        self.config = config
         self.reads_instruction = config.generator != "constant"
         pools = config.generator in ("shared", "paper")
         self.pooling = Pooling(width, config.pooling) if pools else None
-        if config.standardize:
+        self.standardizes = config.standardize and self.reads_instruction
+        if self.standardizes:
             self.register_buffer("states_mean", torch.zeros(width))
             self.register_buffer("states_std", torch.ones(width))
         kind = GENERATORS[config.generator]
@@ -90,7 +90,7 @@ class Hypernetwork(nn.Module):
     @property
     def to_measure(self) -> bool:
         """Whether states are to be standardised and `measure` has not been called."""
-        return self.config.standardize and not self.states_mean.any()
+        return self.standardizes and not bool(self.states_mean.any())
 
     def measure(self, pooled: Tensor) -> None:
         """Takes mean and deviation from N training instructions' states, each averaged over its tokens [N, d].
@@ -109,7 +109,7 @@ class Hypernetwork(nn.Module):
         states = states.to(next(self.parameters()).dtype)
         if not self.reads_instruction:
             return (states,)
-        if self.config.standardize:
+        if self.standardizes:
             states = (states - self.states_mean) / self.states_std
         return (states, mask) if self.pooling is None else (self.pooling(states, mask),)
 
