@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -90,6 +91,19 @@ def built_stage(stage, run, task_set, monkeypatch, *options):
     cli.model.configure_model()
     monkeypatch.setattr(cli.model, "log", lambda *args, **kwargs: None)
     return cli.model, next(iter(cli.datamodule.train_dataloader()))
+
+
+def interrupt_in_batch(monkeypatch, stage, number):
+    """Presses Control-C in the training batch of that number, counted from 1."""
+    step, batches = stage.training_step, []
+
+    def interrupted(self, batch, batch_index):
+        batches.append(batch_index)
+        if len(batches) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, batch_index)
+
+    monkeypatch.setattr(stage, "training_step", interrupted)
 
 
 def copy_stages(chain, run, *stages):

@@ -1,11 +1,9 @@
 import functools
-import os
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
-from commands import built_stage, command, copy_stages, same_tensors, tagi, weights
+from commands import built_stage, command, copy_stages, interrupt_in_batch, same_tensors, tagi, weights
 
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.losses import distillation_loss, prediction_loss
@@ -217,15 +215,7 @@ def test_an_interrupted_run_with_both_caches_goes_on_to_the_same_bits(chain, tas
     for name in ("whole", "halves"):
         copy_stages(chain, tmp_path / name, "pretrain-backbone", "teachers", "pretrain", "align")
     assert distill("whole") == 0
-    step, steps = Distillation.training_step, []
-
-    def interrupt(stage, batch, batch_index):
-        steps.append(batch_index)
-        if len(steps) == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(stage, batch, batch_index)
-
-    monkeypatch.setattr(Distillation, "training_step", interrupt)
+    interrupt_in_batch(monkeypatch, Distillation, 5)
     assert distill("halves") == 130
     monkeypatch.undo()
     assert distill("halves") == 0

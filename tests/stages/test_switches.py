@@ -1,12 +1,10 @@
 """The switches that make the paper's other systems of one stage: what is read, what trains, whom L_kl follows."""
 
 import functools
-import os
-import signal
 
 import pytest
 import torch
-from commands import STEPS, built_stage, command, copy_stages, same_tensors, tagi, weights
+from commands import STEPS, built_stage, command, copy_stages, interrupt_in_batch, same_tensors, tagi, weights
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, build_backbone, load_backbone
@@ -64,15 +62,7 @@ def test_a_trained_backbone_goes_on_from_its_checkpoint_to_the_same_bits(chain, 
     for name in ("whole", "halves"):
         copy_stages(chain, tmp_path / name, "pretrain-backbone")
     assert distill(tmp_path / "whole", task_set, *TK_INSTRUCT, steps=6) == 0
-    step, steps = Distillation.training_step, []
-
-    def interrupt(stage, batch, batch_index):
-        steps.append(batch_index)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(stage, batch, batch_index)
-
-    monkeypatch.setattr(Distillation, "training_step", interrupt)
+    interrupt_in_batch(monkeypatch, Distillation, 4)
     assert distill(tmp_path / "halves", task_set, *TK_INSTRUCT, steps=6) == 130
     monkeypatch.undo()
     assert distill(tmp_path / "halves", task_set, *TK_INSTRUCT, steps=6) == 0
