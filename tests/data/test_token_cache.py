@@ -113,6 +113,21 @@ def test_broken_folder_is_rebuilt(tokenizer, tmp_path, damage):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
+def test_folder_that_another_process_finished_meanwhile_stays(tokenizer, tmp_path, monkeypatch):
+    tokenize, other = token_cache._tokenize_instances, {}
+
+    def while_another_writes(*args):
+        monkeypatch.undo()
+        load_or_tokenize(TASKS, tokenizer, tmp_path)
+        other.update(written(tmp_path / cache_key(TASKS, tokenizer, FORM)))
+        return tokenize(*args)
+
+    monkeypatch.setattr(token_cache, "_tokenize_instances", while_another_writes)
+    assert len(load_or_tokenize(TASKS, tokenizer, tmp_path)) == 3
+    assert other
+    assert written(tmp_path) == other
+
+
 def test_no_tasks_is_an_error(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="no tasks"):
         load_or_tokenize((), tokenizer, tmp_path)

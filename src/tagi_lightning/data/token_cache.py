@@ -139,7 +139,10 @@ def is_whole(folder: Path) -> bool:
 
 
 def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> None:
-    """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found."""
+    """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found.
+
+    Several processes may do so at once: the first one's folder stays, since others have it open.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-") as name:
         new = Path(name) / folder.name
@@ -149,9 +152,13 @@ def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFa
         files = sorted(path for path in new.rglob("*") if path.is_file())
         sizes = {path.relative_to(new).as_posix(): path.stat().st_size for path in files}
         (new / _MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
-        if folder.exists():
+        if folder.exists() and not is_whole(folder):
             shutil.rmtree(folder)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except OSError:
+            if not is_whole(folder):
+                raise
 
 
 def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> Dataset:
