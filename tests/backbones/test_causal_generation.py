@@ -235,6 +235,21 @@ def test_decoding_stops_after_the_first_line_that_is_not_blank(causal, inputs, n
     assert ended
 
 
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_no_answer_of_one_line_ends_before_it_says_something(causal, inputs, num_beams):
+    free = causal.generate(inputs, NOTHING, MIXED, GenerationConfig(max_new_tokens=12)).tolist()
+    ends = tuple({row[0] for row in free})
+    plain = GenerationConfig(max_new_tokens=12, num_beams=num_beams, stop_ids=ends)
+    assert causal.generate(inputs, NOTHING, MIXED, replace(plain, num_beams=1)).shape[1] == 1
+    # an end is no white space, yet says nothing either
+    blanks = tuple({*range(0, 64, 2), *ends})
+    lines = causal.generate(inputs, NOTHING, MIXED, replace(plain, newline_ids=(3,), blank_ids=blanks)).tolist()
+    for row in lines:
+        first = next((at for at, token in enumerate(row) if token in ends), len(row))
+        assert first == len(row) or any(token not in blanks for token in row[:first])
+    assert any(token not in blanks for row in lines for token in row)
+
+
 def test_only_the_text_before_the_newline_counts(causal, inputs, instructions, monkeypatch):
     tokenizer, model = build_tokenizer(), TagiModel(causal, LORA)
     batch = TaskBatch(instructions, inputs, inputs.ids, MIXED, torch.full((3,), -1))

@@ -41,7 +41,8 @@ class GenerationConfig:
     top_p: float = 1.0
     """Nucleus mass while sampling."""
     stop_at_newline: bool = False
-    """The answer is the first line that is not blank. Decoder-only models stop there; others are cut afterwards."""
+    """The answer is the first line that is not blank. Decoder-only models stop there and not before; others are cut
+    afterwards."""
     stop_ids: tuple[int, ...] = ()
     """Tokens that end an answer besides the model's own."""
     newline_ids: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig
 from tagi_lightning.backbones.causal_modules import AdaptedCausalAttention
-from tagi_lightning.backbones.first_line import FirstLine
+from tagi_lightning.backbones.first_line import FirstLine, NeverBlank
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.losses import sequence_log_likelihood
@@ -164,7 +164,7 @@ class CausalBackbone(Backbone):
         self._check_context(own.ids.shape[1] + _width(adapter), own.mask.sum(1), before)
         own = _pad_left(own)
         ends = (*self.eos_ids, *config.stop_ids)
-        first_line = FirstLine(config.newline_ids, config.blank_ids, own.ids.shape[1])
+        start, one_line = own.ids.shape[1], bool(config.newline_ids)
         ids = self.model.generate(  # type: ignore[operator]
             input_ids=own.ids,
             attention_mask=own.mask,
@@ -173,10 +173,11 @@ class CausalBackbone(Backbone):
             task_index=task_index,
             eos_token_id=list(ends) or None,
             pad_token_id=ends[0] if ends else 0,
-            stopping_criteria=[first_line] if config.newline_ids else [],
+            stopping_criteria=[FirstLine(config.newline_ids, config.blank_ids, start)] if one_line else [],
+            logits_processor=[NeverBlank(ends, config.blank_ids, start)] if one_line and ends else [],
             **config.to_kwargs(),
         )
-        generated: Tensor = ids[:, own.ids.shape[1] :]
+        generated: Tensor = ids[:, start:]
         return generated
 
     def score(

@@ -1,4 +1,4 @@
-"""Answers of one line: where decoding stops."""
+"""Answers of one line: where decoding stops, and where it may not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 
 class FirstLine(StoppingCriteria):
@@ -25,5 +25,32 @@ class FirstLine(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Returns which rows of prompt and answer so far [B, S + O] have ended [B]."""
         answers = input_ids[:, self.start :]
-        said = ~torch.isin(answers, self.blanks.to(answers.device)).all(1)
-        return said & torch.isin(answers[:, -1], self.newlines.to(answers.device))
+        return _said(answers, self.blanks) & torch.isin(answers[:, -1], self.newlines.to(answers.device))
+
+
+class NeverBlank(LogitsProcessor):
+    """Forbids a row to end before it has a line that is not blank.
+
+    A plain prompt often makes an instruction-tuned model open with line breaks and end there.
+    """
+
+    def __init__(self, end_ids: tuple[int, ...], blank_ids: tuple[int, ...], start: int) -> None:
+        """Takes what to look for.
+
+        Args:
+            end_ids: Tokens that end an answer.
+            blank_ids: Tokens of white space alone.
+            start: Tokens of the prompt.
+        """
+        self.ends, self.blanks, self.start = list(end_ids), torch.tensor(blank_ids), start
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        """Returns the next tokens' scores [B, vocabulary] after prompt and answer so far [B, S + O]."""
+        silent = ~_said(input_ids[:, self.start :], self.blanks)
+        scores = scores.clone()
+        scores[:, self.ends] = scores[:, self.ends].masked_fill(silent[:, None], float("-inf"))
+        return scores
+
+
+def _said(answers: Tensor, blanks: Tensor) -> Tensor:
+    return ~torch.isin(answers, blanks.to(answers.device)).all(1)
