@@ -9,7 +9,7 @@ import torch
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_backbone
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.backbones.compilation import compile_forward, has_compiler
-from tagi_lightning.backbones.loading import BackboneError, refuse_float16
+from tagi_lightning.backbones.loading import BackboneError, refuse_float16, set_execution
 from tagi_lightning.backbones.quantization import Int8Linear, quantize_linears
 from tagi_lightning.data.batch import IGNORE_INDEX
 from tagi_lightning.fusion import FusionConfig
@@ -170,6 +170,11 @@ def test_compilation_without_a_compiler_or_with_checkpointed_blocks_is_refused(m
     assert not has_compiler()
     with pytest.raises(BackboneError, match=r"C\+\+ compiler"):
         load_backbone(BackboneConfig("tiny", compile=True), vocabulary_size=64)
+
+
+def test_compilation_of_a_decoder_only_model_is_refused(build_causal):
+    with pytest.raises(BackboneError, match="is for T5"):
+        set_execution(build_causal("llama"), BackboneConfig("tiny", compile=True))
 
 
 @pytest.mark.slow

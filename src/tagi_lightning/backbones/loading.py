@@ -51,7 +51,7 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
     """Compute the blocks' activations again in the backward pass instead of keeping them."""
     compile: bool = False
-    """Compile the teacher-forced forward pass by torch.compile, once for all lengths; needs a C++ compiler, and
+    """Compile the teacher-forced forward pass of T5 by torch.compile, once for all lengths; needs a C++ compiler, and
     minutes at the start. Generation and the scoring of choices run as they are. Not with gradient checkpointing."""
 
     def __post_init__(self) -> None:
@@ -126,12 +126,17 @@ def set_execution(backbone: Backbone, config: BackboneConfig) -> None:
     """Switches on gradient checkpointing and compilation where `config` asks for them; no weight changes its name.
 
     Raises:
-        BackboneError: If there is no C++ compiler for torch.compile.
+        BackboneError: If the model is not one that compiles, or there is no C++ compiler for torch.compile.
     """
     backbone.model.set_attn_implementation(config.attention)
     if config.gradient_checkpointing:
         checkpoint_blocks(backbone.model)
     if config.compile:
+        if isinstance(backbone, CausalBackbone):
+            raise BackboneError(
+                "backbone.compile is for T5: torch.compile (torch 2.13) stops with an error inside its compiler on "
+                "decoder-only models whose batches differ in length; leave backbone.compile false"
+            )
         if not has_compiler():
             raise BackboneError(
                 "backbone.compile needs a C++ compiler (g++, clang++, or the one that CXX names); "
