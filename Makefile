@@ -66,7 +66,7 @@ LM = --no-print-directory SIZE=smollm2-135m \
 LM_TRAINING = $(if $(filter synthetic,$(TASKSET)),,--trainer.max_steps=150)
 LM_TEST = $(if $(filter synthetic,$(TASKSET)),,--data.init_args.max_test_instances=3)
 
-.PHONY: help install demo demo-lm data backbone $(STAGES) evaluate all score reproduce report bench doctor check-config tensorboard test test-reliability check coverage clean
+.PHONY: help install demo demo-lm data backbone $(STAGES) evaluate all score reproduce report bench doctor check-config tensorboard test test-reliability check coverage docs clean
 
 help: ## list the commands and their variables
 	@echo "usage: make COMMAND [VARIABLE=value ...]"; echo; echo "commands:"
@@ -88,7 +88,7 @@ help: ## list the commands and their variables
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,gguf]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,gguf]'
 	touch $@
 
 install: $(VENV)/installed ## make .venv with everything that is needed (done once)
@@ -147,8 +147,8 @@ doctor: install ## look whether versions, machine, caches and data are well, and
 check-config: install ## tell all that is wrong with the configuration and data of STAGE=<stage>, and what its run takes
 	$(if $(STAGE),,$(error give STAGE=<stage>: $(STAGES) or evaluate))$(TAGI) check $(call configs,$(STAGE)) $(options) $(ARGS)
 
-tensorboard: install ## show the curves of all runs
-	$(VENV)/bin/tensorboard --logdir runs
+tensorboard: install ## show curves and pictures of all runs, or of RUN
+	$(VENV)/bin/tensorboard --logdir '$(if $(filter file,$(origin RUN)),runs,$(RUN))'
 
 test: install ## run the tests
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(ARGS)
@@ -165,6 +165,9 @@ check: install ## lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p tagi_lightning -p data_modules
+
+docs: install ## build the documentation into build/site, strictly
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict $(ARGS)
 
 clean: ## remove caches and build leftovers; runs and data stay
 	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage* htmlcov

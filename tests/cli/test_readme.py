@@ -1,40 +1,29 @@
 """Every command of the README is one that exists, and what needs no data or internet is run."""
 
-import re
 import shlex
 
 import pytest
-from commands import ROOT, chain, make, tagi, task_set
+from commands import ROOT, chain, tagi, task_set
+from documented import bash_lines, blocks, dry_run, inline_makes, without_comment
 
 __all__ = ["chain", "task_set"]
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = {
-    language: re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) for language in ("bash", "python", "json")
-}
-LINES = [line.split(" # ")[0].strip() for block in BLOCKS["bash"] for line in block.splitlines() if line.strip()]
-INLINE = re.findall(r"`(make [a-z][^`]*)`", README)
-MAKES = sorted({line for line in [*LINES, *INLINE] if line.startswith("make ")})
+LINES = [without_comment(line) for line in bash_lines(README)]
+MAKES = sorted({line for line in [*LINES, *inline_makes(README)] if line.startswith("make ")})
 OTHERS = [line for line in LINES if not line.startswith("make ")]
 
 
 def test_the_readme_shows_commands_of_each_kind():
     assert len(MAKES) > 8
     assert OTHERS
-    assert BLOCKS["python"]
-    assert BLOCKS["json"]
+    assert blocks(README, "python")
+    assert blocks(README, "json")
 
 
 @pytest.mark.parametrize("line", MAKES)
-def test_make_knows_the_command(line):
-    make("--dry-run", *shlex.split(line)[1:])
-
-
-@pytest.mark.parametrize("line", MAKES)
-def test_the_configurations_of_a_command_exist(line):
-    text = make("--dry-run", *shlex.split(line)[1:]).stdout
-    for path in re.findall(r"--config (\S+)", text):
-        assert (ROOT / path).is_file(), f"{line}: {path} is not there"
+def test_make_knows_the_command_and_its_configurations(line):
+    dry_run(line)
 
 
 def test_every_other_command_is_tagi_and_runs(chain, tmp_path, monkeypatch, capsys):
@@ -63,7 +52,7 @@ def test_every_other_command_is_tagi_and_runs(chain, tmp_path, monkeypatch, caps
 
 
 def test_the_python_example_answers_and_saves(chain, tmp_path, capsys):
-    [example] = BLOCKS["python"]
+    [example] = blocks(README, "python")
     code = example.replace("runs/adapters", str(tmp_path))
     exec(code.replace("runs/demo/model", str(chain / "model")), {})
     answers = capsys.readouterr().out.strip()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def join_mask(memory_mask: Tensor, own_mask: Tensor | None, own_tokens: int) -> Tensor:
-    """Returns the attention mask over [instruction ; own tokens] [B, 1, Q or 1, I + S].
+    """Returns the attention mask [B, 1, Q or 1, I + S] over [instruction ; own tokens].
 
     Args:
         memory_mask: 1 for instruction tokens, 0 for padding, or what is added to their scores [B, I].
@@ -64,7 +64,7 @@ def attend(
     own_mask: Tensor | None,
     scaling: float,
 ) -> Tensor:
-    """Returns softmax attention to [instruction ; own tokens] [B, H, Q, h], copying no instruction to its examples.
+    """Returns softmax attention [B, H, Q, h] to [instruction ; own tokens], copying no instruction to its examples.
 
     Args:
         query: Queries of the examples, T equal runs of them, one a task in order [B, H, Q, h].

@@ -22,7 +22,7 @@ from tagi_lightning.cli.evaluate import EvaluateCLI
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import plain
 from tagi_lightning.cli.runs import RunFolderError
-from tagi_lightning.cli.system import configured_stage, expand_system
+from tagi_lightning.cli.system import configured_stage, expand_system, take_option
 from tagi_lightning.doctor.machine import existing
 
 
@@ -76,7 +76,7 @@ class CheckedEvaluation(Checked, EvaluateCLI):
 def construct(args: list[str]) -> CheckedFit | CheckedEvaluation:
     """Builds what a command line names, of the kind that its configurations say."""
     try:
-        stage = configured_stage([word for word in args if not word.startswith("--")])
+        stage = configured_stage(take_option(args, "--config")[1])
     except ValueError:  # the parser tells it better
         stage = ""
     return CheckedEvaluation(args) if stage == "evaluate" else CheckedFit(args)

@@ -154,7 +154,7 @@ class StackWriter:
         stack = StackedAdapters(folder, self.exporter.loaded)
         for number, expected in kept.items():
             found = stack.adapter(number)
-            if found.instruction.folder_name != expected.instruction.folder_name or not _equal(found, expected):
+            if found.instruction != expected.instruction or not _equal(found, expected):
                 raise AdapterFolderError(f"{folder} was not written: it gives another adapter {number}; report this")
         if kept:
             lora = stack.adapter(max(kept)).lora
@@ -251,7 +251,7 @@ class StackedAdapters:
         except SafetensorError as error:
             raise AdapterFolderError(f"{self.folder / file} does not hold {name}: {error}") from error
         prepared = adapter_from_rest(lora, rest, self.loaded.model)
-        return InstructedAdapter(self.instruction(name), prepared)
+        return InstructedAdapter(self.loaded.shown(self.instruction(name)), prepared)
 
     def instruction(self, name: str) -> Instruction:
         """Returns the instruction of an adapter."""
