@@ -88,7 +88,7 @@ help: ## list the commands and their variables
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,gguf]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,gguf,ui]'
 	touch $@
 
 install: $(VENV)/installed ## make .venv with everything that is needed (done once)

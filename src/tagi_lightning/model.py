@@ -193,7 +193,8 @@ class TagiModel(HubModel, nn.Module):
             instruction: Token rows of T instructions.
             dtype: Type to keep the adapter in; None keeps each tensor's own.
         """
-        adapter = self.backbone.prepare(self.adapt(instruction)).detach(dtype)
+        with self.backbone.lock:
+            adapter = self.backbone.prepare(self.adapt(instruction)).detach(dtype)
         pieces = (adapter.lora, adapter.fusion, adapter.memory, adapter.prefix)
         return PreparedAdapter(*pieces, model_digest=self.digest())
 

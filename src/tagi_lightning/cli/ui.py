@@ -1,0 +1,101 @@
+"""`tagi ui`: a page on which a trained model is tried."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jsonargparse
+
+if TYPE_CHECKING:
+    from tagi_lightning.data.instruction import Instruction
+
+
+def ui(
+    model: str,
+    tasks: str | None = None,
+    count: int | None = 200,
+    backbone: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8501,
+    max_instruction_tokens: int = 1024,
+    max_input_characters: int = 4000,
+    max_inputs: int = 8,
+    max_waiting: int = 8,
+    max_new_tokens: int = 128,
+    stop_at_newline: bool = False,
+    device: str = "cpu",
+) -> None:
+    """Serve a page to write instructions, see their adapters, compare answers and download PEFT folders.
+
+    Args:
+        model: Folder of a trained hypernetwork, e.g. runs/demo/model, or id on the Hugging Face hub.
+        tasks: Known tasks that adapters are compared with: JSON lines of instructions, or a folder of a task set.
+        count: Known tasks at most, evenly spread; null for all.
+        backbone: Where the backbone lies; null for where it lay in training.
+        host: Address to listen on; others than this machine's own let everyone in who reaches it.
+        port: Port to listen on.
+        max_instruction_tokens: Longest instruction with its examples, in tokens.
+        max_input_characters: Longest input, in characters.
+        max_inputs: Inputs answered at once.
+        max_waiting: Users whose requests are under way or wait; others are asked to come again.
+        max_new_tokens: Longest answer in tokens.
+        stop_at_newline: Answers end at the first line break.
+        device: Where to compute, e.g. cuda.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise ValueError("the page needs Streamlit, which is not installed: pip install 'tagi-lightning[ui]'")
+    if count is not None and count < 1:
+        raise ValueError(f"--count must be at least 1, or null for all tasks, got {count}")
+    known = known_tasks(Path(tasks), count) if tasks is not None else []
+
+    import transformers
+
+    from tagi_lightning.backbones import GenerationConfig
+    from tagi_lightning.instructed import InstructedModel
+    from tagi_lightning.ui.serving import is_loopback, serve
+    from tagi_lightning.ui.workbench import Limits, Workbench
+
+    limits = Limits(max_instruction_tokens, max_input_characters, max_inputs, max_waiting)
+    transformers.utils.logging.disable_progress_bar()
+    loaded = InstructedModel.load(model, backbone, device=device)
+    generation = GenerationConfig(max_new_tokens, stop_at_newline=stop_at_newline)
+    bench = Workbench(loaded, known, limits, generation)
+    if known:
+        say(f"{len(known)} known tasks")
+    if not is_loopback(host):
+        say(f"everyone who reaches {host}:{port} can use this model, and there is no password")
+    serve(bench, host, port)
+
+
+def known_tasks(path: Path, count: int | None) -> list[Instruction]:
+    """Returns the instructions of known tasks, evenly spread over them.
+
+    Raises:
+        DataError: If there are none, or one is wrong.
+    """
+    from tagi_lightning.cli.inspect import read_tasks
+    from tagi_lightning.data.instruction import Instruction, read_instructions
+    from tagi_lightning.inspection.tasks import spread
+
+    if path.is_file():
+        return spread(read_instructions(path), count)
+    tasks = [task for some in read_tasks(path, ["train", "test"], 1).values() for task in some]
+    return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in spread(tasks, count)]
+
+
+def say(text: str) -> None:
+    """Prints to standard error."""
+    print(f"tagi ui: {text}", file=sys.stderr, flush=True)
+
+
+def main(args: list[str]) -> int:
+    """Runs `tagi ui`; returns the exit code."""
+    try:
+        jsonargparse.auto_cli(ui, args=args, as_positional=False, prog="tagi ui", allow_abbrev=False)
+    except (ValueError, OSError) as error:  # all errors that are told are among them
+        say(str(error))
+        return 1
+    return 0
