@@ -57,17 +57,23 @@ def test_the_original_weights_come_back_bit_for_bit_also_after_an_error(model, p
     assert model.digest() == digest
 
 
-def test_other_threads_wait_until_the_weights_are_back(model, prepared, tokens):
-    inputs, labels = tokens([4]), tokens([3], seed=1).ids
+@pytest.mark.parametrize("asks_for", ["logits", "adapter"])
+def test_other_threads_wait_until_the_weights_are_back(model, prepared, tokens, asks_for):
+    inputs, labels, instruction = tokens([4]), tokens([3], seed=1).ids, tokens([5], seed=2)
     nothing = torch.zeros(1, dtype=torch.long)
-    with torch.no_grad():
-        expected = model(inputs, labels, prepared, nothing)
     found, started = [], threading.Event()
+
+    @torch.no_grad()
+    def answer():
+        if asks_for == "logits":
+            return model(inputs, labels, prepared, nothing)
+        return model(inputs, labels, model.prepare(instruction), nothing)
+
+    expected = answer()
 
     def ask():
         started.set()
-        with torch.no_grad():
-            found.append(model(inputs, labels, prepared, nothing))
+        found.append(answer())
 
     thread = threading.Thread(target=ask)
     with model.merged(prepared):
