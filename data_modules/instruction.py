@@ -49,6 +49,8 @@ class InstructionDataModule(L.LightningDataModule):
 
     texts: PromptForm = PromptForm()
     """The text of prompts; `prompt` says how it becomes tokens."""
+    together: int = 1
+    """Batches of training that the devices read at once."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class InstructionDataModule(L.LightningDataModule):
         val_share: float = 0.05,
         allow_missing: bool = False,
         with_prompt: bool = False,
+        bare_prompt: bool = False,
         demonstrations: int = 0,
         max_demonstrated_length: int | None = None,
         instructions_only: bool = False,
@@ -96,6 +99,7 @@ class InstructionDataModule(L.LightningDataModule):
             val_share: Share that validation holds out.
             allow_missing: Go on without absent task files and say which.
             with_prompt: Also give instruction and input concatenated, for teachers and baselines.
+            bare_prompt: What `with_prompt` gives is the input alone: an ablation, of teachers that see no instruction.
             demonstrations: Of the demonstrations that a task has, those that batches carry for in-context baselines, at
                 most. Training draws them anew for every batch, evaluation takes the first.
             max_demonstrated_length: Tokens of demonstrations and prompt together at most; null for max_input_length.
@@ -115,6 +119,7 @@ class InstructionDataModule(L.LightningDataModule):
         self.categories_wanted = categories
         self.val_split, self.val_share = val_split, val_share
         self.allow_missing, self.with_prompt, self.instructions_only = allow_missing, with_prompt, instructions_only
+        self.bare_prompt = bare_prompt
         self.demonstrations, self.max_demonstrated_length = demonstrations, max_demonstrated_length
         self.seed, self.num_workers, self.pool_batches = seed, num_workers, pool_batches
         beside = self.folder.parent if self.folder.is_file() else self.folder
@@ -218,9 +223,9 @@ class InstructionDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns training batches, or batches of instructions where `instructions_only` is set."""
-        if self.instructions_only:
-            return self.instruction_dataloader()
-        return self._training(self.tasks["train"])
+        loader = self.instruction_dataloader() if self.instructions_only else self._training(self.tasks["train"])
+        loader.batch_sampler.together = self.together
+        return loader
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Returns the validation tasks' instances, or no loader where nothing is held out."""
@@ -319,7 +324,8 @@ class InstructionDataModule(L.LightningDataModule):
     def collator(self) -> TaskCollator:
         """What makes batches of examples."""
         pad_id = self.tokenizer.pad_token_id
-        return TaskCollator(self.assembler, self.categories, pad_id, self.seed, self.with_prompt, self.demonstrated)
+        settings = (self.seed, self.with_prompt, self.bare_prompt, self.demonstrated)
+        return TaskCollator(self.assembler, self.categories, pad_id, *settings)
 
     def _load(self, report: DataReport, held_out_instances: int = 0) -> dict[SplitName, TokenizedTasks]:
         read = partial(self.read, held_out_instances=held_out_instances)

@@ -35,6 +35,10 @@ class ResumableLoader(DataLoader[Any]):
             sampler.position += 1
             yield batch
 
+    def __len__(self) -> int:
+        """Returns the turns of an epoch."""
+        return self.batch_sampler.turns
+
     def forever(self) -> Iterator[TaskBatch]:
         """Yields batches without end, epoch after epoch."""
         for epoch in count():

@@ -39,6 +39,9 @@ class PlainTextDataModule(L.LightningDataModule):
     The Trainer needs `use_distributed_sampler=False`, as with `InstructionDataModule`.
     """
 
+    together: int = 1
+    """Batches of training that the devices read at once."""
+
     def __init__(
         self,
         corpora: list[str],
@@ -122,7 +125,7 @@ class PlainTextDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns training batches, in an order by (seed, epoch)."""
-        return self._loader(self.sequences[0], self._train_sampler, self._collator)
+        return self._train_loader(self.sequences[0], self._train_sampler, self._collator)
 
     def val_dataloader(self) -> ResumableLoader:
         """Returns batches of held-out documents, the same in every epoch."""
@@ -143,6 +146,10 @@ class PlainTextDataModule(L.LightningDataModule):
     def _collator(self) -> Callable[[Any], Any]:
         tokenizer = self.tokenizer
         return SegmentCollator(tokenizer.pad_token_id, tokenizer.eos_token_id, self.seed, self.prompt == "t5")
+
+    def _train_loader(self, dataset: Any, sampler: EpochSampler, collator: Callable[[Any], Any]) -> ResumableLoader:
+        sampler.together = self.together
+        return self._loader(dataset, sampler, collator)
 
     def _loader(self, dataset: Any, sampler: EpochSampler, collator: Callable[[Any], Any]) -> ResumableLoader:
         return ResumableLoader(dataset, batch_sampler=sampler, collate_fn=collator, num_workers=self.num_workers)
@@ -214,7 +221,7 @@ class BackboneDataModule(PlainTextDataModule):
         ratio = self.text_weight / self.instruct
         sampler = MixedSampler(tasks.batch_sampler, self._train_sampler, ratio, self.seed, *self._place)
         collator = MixedCollator(tasks.collate_fn, self._collator)
-        return self._loader(MixedDataset(tasks.dataset, self.sequences[0]), sampler, collator)
+        return self._train_loader(MixedDataset(tasks.dataset, self.sequences[0]), sampler, collator)
 
     @property
     def _collator(self) -> Callable[[Any], Any]:

@@ -78,7 +78,7 @@ def command(stage, run, data, *options, **variables):
     overlay = {"pretrain": [], "pretrain-backbone": [f"--config={data.with_name('backbone.yaml')}"]}
     extra = overlay.get(stage, [f"--config={data.with_name('tasks.yaml')}"])
     [arguments] = tagi_commands(stage, RUN=run, DATA=data, **variables)
-    return [*arguments, *extra, *options]
+    return [*arguments, "--inspect_every=0", *extra, *options]
 
 
 def built_stage(stage, run, task_set, monkeypatch, *options):
@@ -140,7 +140,7 @@ def build_chain(base):
     """Runs the session's chain under `base`, once; returns its run folder."""
     run = base / "chain" / "run"
     for stage in STAGES:
-        options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1"]
+        options = [f"--trainer.max_steps={STEPS}", "--trainer.log_every_n_steps=1", "--inspect_every=null"]
         assert tagi(command(stage, run, build_task_set(base), *options)) == 0
     return run
 

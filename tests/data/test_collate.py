@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,6 +57,18 @@ def test_evaluation_batch_takes_first_phrasing_and_reference_and_keeps_texts():
     assert batch.ids == ("0/2", "0/0", "1/1")
     assert batch.references[0] == ("[40]", "[41, 42]")
     assert batch.inputs == ("[30, 31, 32]", "[33]", "[34, 35]")
+
+
+def test_bare_prompt_is_the_input_alone_and_changes_nothing_else():
+    given = examples(None)
+    given[2] = replace(given[2], prompt_ids=[60, 61])
+    batch, plain = (collator(with_prompt=True, bare_prompt=bare)(given) for bare in (True, False))
+    assert torch.equal(batch.prompt.ids, batch.input.ids)
+    assert rows(plain.prompt)[2] == [60, 61, 52, 1]
+    for name in ("instruction", "input"):
+        assert rows(getattr(batch, name)) == rows(getattr(plain, name))
+    assert torch.equal(batch.labels, plain.labels)
+    assert collator(bare_prompt=True)(given).prompt is None
 
 
 def test_training_batch_has_no_prompt_unless_asked_and_no_input_texts():

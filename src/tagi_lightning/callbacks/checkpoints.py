@@ -10,8 +10,10 @@ import lightning as L
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from tagi_lightning.callbacks.finite import NonFiniteError
 from tagi_lightning.callbacks.resume import ExactResume
 from tagi_lightning.checkpoint_files import BEST, LAST, write_checkpoint
+from tagi_lightning.preemption import Preempted
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -65,8 +67,13 @@ class LastCheckpoint(Checkpoint):
         self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Writes the last whole step, unless a resumed run would end before it came to the missing validation."""
+        """Writes the last whole step, unless a resumed run would end before it came to the missing validation.
+
+        Several devices write together, which they can do where they ended for the same reason at the same batch.
+        """
         if self.resume.validate and self.resume.ends(trainer):
+            return
+        if trainer.world_size > 1 and not isinstance(exception, (Preempted, NonFiniteError)):
             return
         try:
             self._write(trainer)

@@ -10,6 +10,8 @@ import lightning as L
 import numpy as np
 import torch
 
+from tagi_lightning.stages.sharing import gather_state
+
 
 class ExactResume(L.Callback):
     """Notes where training stands after each optimizer step, so that a checkpoint written later says that.
@@ -82,15 +84,18 @@ class ExactResume(L.Callback):
             checkpoint["loops"]["fit_loop"] = copy.deepcopy(self._noted["loop"])
             checkpoint["epoch"] = self._noted["epoch"]
             checkpoint["resume"] = {
-                "random": self._noted["random"],
+                "random": gather_state(trainer, self._noted["random"]),
                 "validate": self.validate,
                 "epoch": self._noted["epoch"],
+                "together": trainer.datamodule.together,  # type: ignore[attr-defined]
             }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps what the first batch needs."""
+        """Keeps what the first batch needs, and counts what was read as these devices read it."""
         if "resume" in checkpoint:
-            self._restored = checkpoint["resume"] | {"loop": copy.deepcopy(checkpoint["loops"]["fit_loop"])}
+            loop, together = checkpoint["loops"]["fit_loop"], trainer.datamodule.together  # type: ignore[attr-defined]
+            recount(loop, checkpoint["resume"].get("together", 1), together)
+            self._restored = checkpoint["resume"] | {"loop": copy.deepcopy(loop)}
 
     def finish_validation(self, trainer: L.Trainer) -> None:
         """Makes the validation that the stopped run did not come to the end of; all callbacks must have started."""
@@ -99,7 +104,7 @@ class ExactResume(L.Callback):
                 "step": trainer.global_step,
                 "epoch": self._restored["epoch"],
                 "loop": self._restored["loop"],
-                "random": self._restored["random"],
+                "random": own_random_state(self._restored["random"], trainer.global_rank),
             }
             self.validate = True
             run_validation(trainer, self._restored["epoch"])
@@ -109,7 +114,7 @@ class ExactResume(L.Callback):
     ) -> None:
         """Goes on with the random numbers of the stopped run."""
         if self._restored:
-            set_random_state(self._restored["random"])
+            set_random_state(own_random_state(self._restored["random"], trainer.global_rank))
             # Lightning counts a step twice where it skips the validation that was made
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             self._restored = None
@@ -150,6 +155,18 @@ def after_batch(loop: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
+def recount(loop: dict[str, Any], before: int, now: int) -> None:
+    """Changes a fit loop's counts of batches, of which devices read `before` at once, to those where they read `now`.
+
+    The batches of whole optimizer steps divide by both.
+    """
+    batches = loop["epoch_loop.batch_progress"]
+    loaders = loop["state_dict"].get("combined_loader", [])
+    for counts in (batches["total"], batches["current"], *loaders):
+        for name in counts.keys() - {"epoch"}:
+            counts[name] = counts[name] * before // now
+
+
 def run_validation(trainer: L.Trainer, epoch: int) -> None:
     """Validates before the first batch, as Lightning does after the last batch of `epoch`."""
     connector, progress = trainer._logger_connector, trainer.fit_loop.epoch_progress.current
@@ -180,6 +197,12 @@ def random_state() -> dict[str, Any]:
         },
         "python": random.getstate(),
     }
+
+
+def own_random_state(states: Any, rank: int) -> dict[str, Any]:
+    """Returns a device's own of the states in a checkpoint; more devices than before share theirs."""
+    state: dict[str, Any] = states[rank % len(states)] if isinstance(states, list) else states
+    return state
 
 
 def set_random_state(states: dict[str, Any]) -> None:

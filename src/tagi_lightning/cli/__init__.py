@@ -19,6 +19,8 @@ VERBS = {
     "scale": "tell parameters, operations, memory and time of every stage at any size, on any number of GPUs",
     "adapt": "turn instructions into PEFT adapters: --model DIR --instruction TEXT --output FOLDER",
     "predict": "answer inputs by an instruction: --model DIR --instruction TEXT --input TEXT, or --inputs FILE|-",
+    "inspect": "draw adapters, gates, attention, answers: --model DIR --tasks FOLDER --output FOLDER",
+    "ui": "serve a page to try a model on this machine: --model DIR",
     "compare": "print one table of the systems evaluated in a run",
     "reproduce": "run what is missing of the paper's tables, and report them: --table sni --taskset synthetic",
     "doctor": "look whether versions, machine, caches and data are well, and train two steps of every stage",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from data_modules.control_instructions import ControlInstructions
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
-from tagi_lightning.cli.errors import TOLD_ERRORS
+from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
 from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
@@ -99,6 +99,8 @@ class Evaluator:
                 continue
             print(f"evaluate: {name}", flush=True)
             rows, facts = self.heuristic(name) if name in HEURISTICS else self.decode(name)
+            if not self.cli.trainer.is_global_zero:
+                continue
             if self.partial:
                 print(f"evaluate: {name} answered {len(rows)} instances; a limited evaluation is not kept", flush=True)
                 continue
@@ -108,7 +110,7 @@ class Evaluator:
             config = yaml.safe_dump(plain(self.cli.config, self.cli.parser), sort_keys=False)
             (target / "config.yaml").write_text(config, encoding="utf-8")
             write_metrics(target / METRICS, metrics | environment(), overwrite=True)
-        evaluations = read_evaluations(self.folder.parent)
+        evaluations = read_evaluations(self.folder.parent) if self.cli.trainer.is_global_zero else {}
         if not evaluations:
             return
         print(comparison_table(evaluations))
@@ -242,15 +244,19 @@ class Evaluator:
         if name not in self._flops:
             spec, stage = SYSTEMS[name], self.stage
             model = stage.model if spec.generates else stage.bare
-            counts = (measure_flops(spec, model, loader, stage.controls) for loader in self.loaders(spec))
-            self._flops[name] = sum(counts)
+            loaders = self.loaders(spec)
+            for loader in loaders:
+                loader.batch_sampler.take_whole()  # type: ignore[union-attr]
+            self._flops[name] = sum(measure_flops(spec, model, loader, stage.controls) for loader in loaders)
         return self._flops[name]
 
     def formula(self) -> float:
         """Returns the paper's token-count formula on this data's own mean lengths."""
         instruction = inputs = examples = tasks = 0
         seen: set[str] = set()
-        for batch in self.loader(SYSTEMS["tagi"]):
+        loader = self.loader(SYSTEMS["tagi"])
+        loader.batch_sampler.take_whole()  # type: ignore[union-attr]
+        for batch in loader:
             inputs += int(batch.input.mask.sum())
             examples += len(batch)
             for row, task in enumerate(batch.tasks):
@@ -266,7 +272,8 @@ def main(args: list[str]) -> int:
     try:
         cli = EvaluateCLI(args)
         check_systems(cli.model.systems)
-        Evaluator(cli).run()
+        with memory_told():
+            Evaluator(cli).run()
     except TOLD_ERRORS as error:
         print(f"tagi evaluate: {error}", file=sys.stderr)
         return 1

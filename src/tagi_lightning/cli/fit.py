@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from tagi_lightning.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
-from tagi_lightning.cli.errors import TOLD_ERRORS
+from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import (
     CONFIG_FILE,
@@ -33,6 +33,9 @@ from tagi_lightning.stages.evaluate import Evaluation
 
 STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
 """The stages in the order of the chain."""
+
+tell = rank_zero_only(print)
+"""Prints, on the first device alone."""
 
 
 class FitCLI(TagiCLI):
@@ -148,7 +151,7 @@ def load_best(cli: FitCLI) -> None:
             checkpoint = read_checkpoint(Path(callback.best_model_path), cli.model.stage_name)
             cli.model.on_load_checkpoint(checkpoint)
             cli.model.load_state_dict(checkpoint["state_dict"], strict=False)
-            print(f"{cli.model.stage_name}: kept the best {callback.monitor}, {callback.best_model_score}", flush=True)
+            tell(f"{cli.model.stage_name}: kept the best {callback.monitor}, {callback.best_model_score}", flush=True)
 
 
 def train(cli: FitCLI) -> int:
@@ -160,20 +163,21 @@ def train(cli: FitCLI) -> int:
         return 0
     path, step = cli.checkpoint or (None, 0)
     if path:
-        print(f"{name}: going on from {path}, step {step} of {trainer.max_steps}", flush=True)
+        tell(f"{name}: going on from {path}, step {step} of {trainer.max_steps}", flush=True)
     else:
-        print(f"{name}: starting in {folder}", flush=True)
+        tell(f"{name}: starting in {folder}", flush=True)
     record = RunRecord(folder, facts_of(cli)) if trainer.is_global_zero else None
     status = "failed"
     try:
-        trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+        with memory_told():
+            trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
         load_best(cli)
         if trainer.is_global_zero:
             stage.save(folder / MODEL)
         status = "finished"
     except Preempted:
         status = "interrupted"
-        print(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
+        tell(f"{name}: interrupted after {trainer.global_step} steps; the same command goes on", flush=True)
         raise
     finally:
         preemption.deferred = False
@@ -184,7 +188,7 @@ def train(cli: FitCLI) -> int:
             counts = {"trained_parameters": trained, "frozen_parameters": frozen, "converged": stage.converged}
             facts = {"global_step": trainer.global_step, **counts, "metrics": metrics, "inputs": inputs_of(cli.config)}
             record.finish(status, facts)
-    print(f"{name}: finished after {trainer.global_step} steps; model in {folder / MODEL}", flush=True)
+    tell(f"{name}: finished after {trainer.global_step} steps; model in {folder / MODEL}", flush=True)
     return 0
 
 

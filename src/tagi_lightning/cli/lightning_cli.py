@@ -13,6 +13,7 @@ import lightning as L
 import transformers
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,13 +25,17 @@ from tagi_lightning.callbacks import (
     BestCheckpoint,
     DurableCheckpointIO,
     ExactResume,
+    FiniteSteps,
     HyperParameters,
+    InspectModel,
     LastCheckpoint,
     LineProgress,
     SampleTable,
+    SharedBatches,
     StopAtBatch,
     Throughput,
 )
+from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.runs import environment
 from tagi_lightning.durable import replace_text
 from tagi_lightning.options import flatten
@@ -120,6 +125,19 @@ class TagiCLI(LightningCLI):
             default=[],
             help="Files or folders of plain text, for the stages that read it.",
         )
+        parser.add_argument(
+            "--inspect_every",
+            type=NonNegativeInt | None,
+            default=None,
+            help="Steps between pictures of the hypernetwork in TensorBoard, beside the last step's; null for after "
+            "validations, five minutes or more apart; 0 for none at all.",
+        )
+        parser.add_argument(
+            "--max_skipped_steps",
+            type=NonNegativeInt,
+            default=0,
+            help="Steps with a loss or gradient that is NaN or infinite to leave out before the run stops.",
+        )
         parser.link_arguments("run", "model.init_args.run")
         parser.link_arguments("backbone", "model.init_args.backbone")
         parser.link_arguments(("tokenizer", "backbone", "run"), "data.init_args.tokenizer", compute_fn=find_tokenizer)
@@ -140,10 +158,12 @@ class TagiCLI(LightningCLI):
         fast = bool(self.config.trainer.fast_dev_run)
         values = plain(self.config, self.parser)
         resume = ExactResume()
-        extra: list[L.Callback] = [resume, StopAtBatch(resume)]
+        extra: list[L.Callback] = [SharedBatches(), FiniteSteps(self.config.max_skipped_steps)]
+        extra += [resume, StopAtBatch(resume)]
         if not fast and self.config.trainer.logger is not False:
             named = dict(flatten({key: values.get(key) for key in ("model", "data", "backbone", "seed_everything")}))
-            extra += [LearningRateMonitor(), Throughput(), SampleTable(), HyperParameters(named)]
+            inspect = InspectModel(self.config.inspect_every)
+            extra += [LearningRateMonitor(), inspect, Throughput(), SampleTable(), HyperParameters(named)]
         if not fast and self.config.trainer.enable_checkpointing is not False:
             extra += self.checkpoints(stage / "checkpoints", resume, {"configuration": values, **environment()})
             kwargs["plugins"] = [*(self.config_init.trainer.plugins or []), DurableCheckpointIO()]
@@ -152,7 +172,9 @@ class TagiCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         if self.config.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(stage, name="tensorboard", version="", default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        watch(trainer)
+        return trainer
 
     def checkpoints(self, folder: Path, resume: ExactResume, facts: dict[str, Any]) -> list[L.Callback]:
         """Returns what keeps the last state, to go on from, and the best one where tasks are held out to tell it.
@@ -190,6 +212,7 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*Total length of `list` across ranks is zero.*",
         ".*is smaller than the logging interval.*",
+        ".*when logging on epoch level in distributed setting.*",  # such figures are those of all devices already
         ".*exists and is not empty.*",
         ".*is not supported by the model summary.*",
         ".*module.s. in eval mode at the start of training.*",

@@ -32,7 +32,9 @@ FREE_TRAINER_KEYS = frozenset(
 """Trainer options that may differ when a run goes on: they change where and how long it runs, not what is trained."""
 
 
-FREE_KEYS = frozenset({"run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite"})
+FREE_KEYS = frozenset(
+    {"run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite", "max_skipped_steps", "inspect_every"}
+)
 """Top-level options that may differ: what they name stands again where it is used."""
 
 FREE_BACKBONE_KEYS = frozenset({"backbone.compile", "backbone.gradient_checkpointing"})

@@ -38,6 +38,7 @@ class TaskCollator:
         pad_id: Id of padding.
         seed: Decides the draws together with the epoch.
         with_prompt: Whether to fill the concatenated prompt, (a;b).
+        bare_prompt: Whether that is b alone, without the instruction.
         demonstrated: Joins demonstrations and prompts, and tells how many of each task to fill in; None for none.
         member: Fills in the one of this place alone, for one member of an ensemble.
     """
@@ -47,6 +48,7 @@ class TaskCollator:
     pad_id: int
     seed: int = 0
     with_prompt: bool = False
+    bare_prompt: bool = False
     demonstrated: PromptAssembler | None = None
     member: int | None = None
 
@@ -116,6 +118,8 @@ class TaskCollator:
         return [self._prompt(example, definition) for example, definition in zip(examples, definitions, strict=True)]
 
     def _prompt(self, example: Example, definition: list[int]) -> list[int]:
+        if self.bare_prompt:
+            return self.assembler.input(example.text_ids)
         if example.prompt_ids:
             return self.assembler.input(example.prompt_ids)
         return self.assembler.prompt(definition, example.task.demonstrations, example.text_ids)

@@ -115,7 +115,7 @@ class Alignment(TagiStage):
         if self.should_log():
             cosine = update_cosine(generated, self.bank().index(batch.category))
             self.log("train/cosine_to_teacher", cosine, batch_size=len(batch.category))
-        return loss
+        return self.weighted(loss)
 
 
 def check_categories(bank: LoraBank, categories: tuple[str, ...]) -> None:

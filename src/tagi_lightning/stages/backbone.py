@@ -61,11 +61,13 @@ class BackbonePretraining(Stage):
         """Returns the loss of one batch."""
         loss = self.loss(batch)
         self.log_loss("loss", loss, len(batch.source))
-        return loss
+        return self.weighted(loss)
 
     def validation_step(self, batch: TextBatch, batch_index: int) -> None:
         """Logs the loss on held-out text."""
-        self.log("val/loss", self.loss(batch), batch_size=len(batch.source), prog_bar=True, sync_dist=True)
+        self.log(
+            "val/loss", self.loss(batch), batch_size=self.counted(len(batch.source)), prog_bar=True, sync_dist=True
+        )
 
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder with the tokenizer beside the weights."""

@@ -17,6 +17,7 @@ from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
 from tagi_lightning.backbones.loading import refuse_float16
 from tagi_lightning.serialization import ModelFolderError
+from tagi_lightning.stages.sharing import over_devices, part_weight
 
 MODEL = "model"
 """Name of the folder a stage leaves its weights in, under RUN/<stage>."""
@@ -187,9 +188,22 @@ class Stage(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def weighted(self, loss: Tensor) -> Tensor:
+        """Returns the mean loss of this device's part such that the mean over devices is that of the whole batches."""
+        weight = part_weight(self.trainer)
+        return loss if weight == 1.0 else loss * weight
+
+    def counted(self, size: int) -> int:
+        """Returns `size`, or 0 where this device reads its part again to keep step with the others."""
+        return size if part_weight(self.trainer) else 0
+
     def log_loss(self, name: str, loss: Tensor, batch_size: int) -> None:
-        """Logs a training scalar under `train/`, also on the progress bar where it is the loss."""
-        self.log(f"train/{name}", loss.detach(), batch_size=batch_size, prog_bar=name == "loss")
+        """Logs a training scalar under `train/`, that of all devices where it is written.
+
+        The loss is shown on the progress bar, too, between two of these steps that of this device's part.
+        """
+        value = over_devices(self.trainer, loss.detach()) if self.should_log() else loss.detach()
+        self.log(f"train/{name}", value, batch_size=batch_size, prog_bar=name == "loss")
 
     def should_log(self) -> bool:
         """Whether this step is one whose costly diagnostics are logged."""

@@ -274,4 +274,4 @@ class Distillation(TagiStage):
         if self.should_log():
             self.log_adapter(adapter, len(batch))
             self.log_gradient_norms(terms, len(batch))
-        return loss
+        return self.weighted(loss)

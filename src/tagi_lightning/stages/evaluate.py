@@ -19,6 +19,7 @@ from tagi_lightning.predictions import Prediction
 from tagi_lightning.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
 from tagi_lightning.stages.few_shot import FewShotConfig
+from tagi_lightning.stages.sharing import gather, merge_predictions
 
 
 class Evaluation(Stage):
@@ -124,7 +125,9 @@ class Evaluation(Stage):
         self.rows += to_predictions(batch, answers, self.tokenizer, find_task)
 
     def on_test_epoch_end(self) -> None:
-        """Logs the scores under `test/<system>/`."""
+        """Puts the rows of all devices together, and logs the scores under `test/<system>/`."""
+        self.rows = merge_predictions(self.trainer, self.rows, self.folder / self.system)
+        self.seconds = max(gather(self.trainer, self.seconds))
         for name, value in aggregate(self.rows)["overall"].items():
             self.log(f"test/{self.system}/{name}", float(value))
 

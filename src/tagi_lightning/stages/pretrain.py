@@ -49,7 +49,9 @@ class HypernetworkPretraining(TagiStage):
 
     def instructions_to_measure(self) -> Iterable[Tokens]:
         """Yields the segments a of the first batches."""
-        for batch in islice(self.trainer.datamodule.train_dataloader(), MEASURED_BATCHES):  # type: ignore[attr-defined]
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        loader.batch_sampler.take_whole()
+        for batch in islice(loader, MEASURED_BATCHES):
             yield batch.instruction
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
@@ -60,4 +62,4 @@ class HypernetworkPretraining(TagiStage):
         self.log_loss("loss", loss, len(batch))
         if self.should_log():
             self.log_adapter(adapter, len(batch))
-        return loss
+        return self.weighted(loss)

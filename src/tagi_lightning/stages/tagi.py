@@ -18,6 +18,7 @@ from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.predictions import Prediction
 from tagi_lightning.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
+from tagi_lightning.stages.sharing import gather_rows
 
 
 class TagiStage(Stage):
@@ -142,7 +143,7 @@ class TagiStage(Stage):
         adapter, inputs = self.model.adapt(self.model.conditions(batch)), self.model.inputs(batch)
         logits = self.model(inputs, batch.labels, adapter, batch.task_index)
         loss = prediction_loss(logits, batch.labels).mean()
-        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
+        self.log("val/loss", loss, batch_size=self.counted(len(batch)), prog_bar=True, sync_dist=True)
         if batch.references:
             answers = answer(self.model, batch, inputs, adapter, batch.task_index, self.generation, self.tokenizer)
             find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
@@ -154,10 +155,11 @@ class TagiStage(Stage):
 
     def on_validation_epoch_end(self) -> None:
         """Logs ROUGE-L and exact match over the validation instances, 0 to 100."""
+        self.validation_rows = gather_rows(self.trainer, self.validation_rows)
         if self.validation_rows:
             scores = aggregate(self.validation_rows)["overall"]
             for name in ("rougeL", "exact_match"):
-                self.log(f"val/{name}", scores[name], prog_bar=True, sync_dist=True)
+                self.log(f"val/{name}", scores[name], prog_bar=True)
 
     def save(self, folder: Path) -> None:
         """Writes what was trained, with the stages it passed through."""

@@ -86,7 +86,8 @@ class TeacherTraining(Stage):
         """Returns the bank's optimizer, with each adapter's schedule over its own number of steps."""
         config = self.optimizer_config
         steps = int(self.trainer.estimated_stepping_batches)
-        own = count_steps(self.planned_categories(), len(self.bank.names), self.trainer.accumulate_grad_batches, steps)
+        batches = self.trainer.accumulate_grad_batches * self.trainer.datamodule.together  # type: ignore[attr-defined]
+        own = count_steps(self.planned_categories(), len(self.bank.names), batches, steps)
         schedules = [schedule(config, adapter_steps) for adapter_steps in own]
         return BankAdamW(self.bank.parameters(), config.lr, config.weight_decay, schedules=schedules)
 
@@ -113,8 +114,9 @@ class TeacherTraining(Stage):
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns the summed loss of the examples whose teachers go on; `configure_gradient_clipping` averages it."""
         adapters, rows = batch.category[batch.task_index], None
-        if self.selection.stopped.any():
-            rows = (~self.selection.stopped.to(adapters.device)[adapters]).nonzero().flatten()
+        is_counted = bool(self.counted(len(batch)))
+        if self.selection.stopped.any() or not is_counted:
+            rows = (is_counted & ~self.selection.stopped.to(adapters.device)[adapters]).nonzero().flatten()
             adapters = adapters[rows]
             if not len(rows):
                 # one example for a gradient of zeros, which other devices may wait for
@@ -169,23 +171,24 @@ class TeacherTraining(Stage):
 
     def on_validation_epoch_start(self) -> None:
         """Starts each teacher's validation loss."""
-        self._validation = torch.zeros(len(self.bank.names), 2, device=self.device)
+        self._validation = torch.zeros(len(self.bank.names), 2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: TaskBatch, batch_index: int) -> None:
-        """Logs the loss on validation instances of the training categories, and adds it up by teacher."""
+        """Adds up the loss on validation instances of the training categories, by teacher."""
         rows = (batch.category[batch.task_index] >= 0).nonzero().flatten()
-        if not len(rows):
+        if not self.counted(len(rows)):
             return
-        losses = self.losses(batch, rows)
+        losses = self.losses(batch, rows).double()
         figures = torch.stack([losses, torch.ones_like(losses)], dim=1)
         self._validation.index_add_(0, batch.category[batch.task_index[rows]], figures)
-        self.log("val/loss", losses.mean(), batch_size=len(rows), prog_bar=True, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Keeps the best weights of each teacher, and ends training when all have stopped."""
+        """Logs the loss, keeps the best weights of each teacher, and ends training when all have stopped."""
         if self.trainer.sanity_checking:
             return
         losses, examples = self.summed(self._validation).unbind(1)
+        if examples.any():
+            self.log("val/loss", (losses.sum() / examples.sum()).float(), prog_bar=True)
         self.selection.update(losses, examples, self.bank_optimizer.steps)
         self.log("val/stopped_teachers", float(self.selection.stopped.sum()))
         self.stop_if_converged()
@@ -234,7 +237,8 @@ class TeacherTraining(Stage):
             sampler.batches = spread(sampler.batches, categories, self.report_instances, size)
         for batch in loader:
             with self.trainer.precision_plugin.forward_context():
-                sums += gain_sums(self.backbone, bank, batch.to(self.device))
+                found = gain_sums(self.backbone, bank, batch.to(self.device))
+                sums += found * bool(loader.batch_sampler.weight)
         return gains(bank.names, self.summed(sums))
 
     def save(self, folder: Path) -> None:
