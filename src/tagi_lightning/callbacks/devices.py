@@ -42,7 +42,10 @@ class SharedBatches(L.Callback):
             )
         if isinstance(trainer.strategy, DeepSpeedStrategy):
             # Lightning would ask the loader for it; it is used for nothing but DeepSpeed's own log
-            trainer.strategy.config["train_micro_batch_size_per_gpu"] = -(-examples // sharing)
+            trainer.strategy.config = {
+                **(trainer.strategy.config or {}),
+                "train_micro_batch_size_per_gpu": -(-examples // sharing),
+            }
         if trainer.is_global_zero:
             print(
                 f"{devices} devices: batches at once {together}, devices to a batch {sharing}, accumulation "
