@@ -82,7 +82,7 @@ def test_a_line_is_a_request_with_what_it_brings(pipe):
     ("line", "message"),
     [
         (b"\xff", "is not UTF-8"),
-        (b'{"input": "\\ud800"}', "is not UTF-8"),
+        (b'{"input": "\\ud800"}', "unpaired surrogate"),
         (b"{", "is not JSON"),
         (b"[1]", "is no JSON object"),
         (b'{"inptu": "a"}', "unknown key 'inptu'"),

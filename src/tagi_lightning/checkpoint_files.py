@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import pickletools
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
+from tagi_lightning.data.report import shortened
 from tagi_lightning.durable import replace_file
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 """All that is kept: the last state, the one before it, and the weights of the best validation."""
+
+MAX_NAME = 500
+"""Characters that the name of a type in a checkpoint may have."""
 
 
 class CheckpointError(ValueError):
@@ -44,23 +48,41 @@ def read_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is cut off, changed or of something else.
     """
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is damaged, cut off for instance")
     try:
-        with zipfile.ZipFile(path) as archive:
-            changed = archive.testzip()
-        if changed:
-            raise CheckpointError(f"{path} is damaged: {changed} in it is not what was written")
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} is damaged, cut off for instance")
+        _look_through(path)
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is damaged or no checkpoint of tagi ({reason})") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # unpickling raises whatever the damaged or foreign bytes make of it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged or no checkpoint of tagi ({shortened(reason)})") from error
     own = checkpoint.get("tagi") if isinstance(checkpoint, dict) else None
-    if not isinstance(own, dict) or "stage" not in own:
+    if not isinstance(own, dict) or "stage" not in own or not isinstance(checkpoint.get("global_step"), int):
         raise CheckpointError(f"{path} is no checkpoint of tagi")
     if own["stage"] != stage:
-        raise CheckpointError(f"{path}: the checkpoint is of stage {own['stage']!r}, not {stage!r}")
+        found = shortened(repr(own["stage"]))
+        raise CheckpointError(f"{path}: the checkpoint is of stage {found}, not {stage!r}")
     return checkpoint
+
+
+def _look_through(path: Path) -> None:
+    """Reads an archive before torch does.
+
+    Raises:
+        CheckpointError: If it is compressed, which hides its size, is changed, or names what torch takes hours to tell.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise CheckpointError(f"{path} is no checkpoint of tagi, whose archives are not compressed")
+        if changed := archive.testzip():
+            raise CheckpointError(f"{path} is damaged: {shortened(changed)} in it is not what was written")
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                for operation, value, _ in pickletools.genops(archive.read(name)):
+                    if operation.name == "GLOBAL" and len(str(value)) > MAX_NAME:
+                        raise CheckpointError(f"{path} is no checkpoint of tagi: it names {shortened(str(value))}")
 
 
 def find_checkpoint(folder: Path, stage: str, put_aside: bool = True) -> tuple[Path, int] | None:
@@ -81,7 +103,7 @@ def find_checkpoint(folder: Path, stage: str, put_aside: bool = True) -> tuple[P
         if not path.is_file():
             continue
         try:
-            found = path, int(read_checkpoint(path, stage)["global_step"])
+            found = path, read_checkpoint(path, stage)["global_step"]
         except CheckpointError as error:
             refused.append((path, str(error)))
             continue

@@ -37,9 +37,9 @@ def run_metrics(folder: Path, model: TagiModel) -> dict[str, dict[str, float]]:
     digest, backbone_digest = model.digest(), model.backbone.digest()
     for run in folder.resolve().parents[:2]:
         for file in sorted(run.glob("evaluate/*/metrics.json")):
-            metrics, system = json.loads(file.read_text(encoding="utf-8")), file.parent.name
+            metrics, system = read_json(file), file.parent.name
             of_weights = metrics.get("weights_digest") == digest
-            of_backbone = system in BACKBONE_SYSTEMS and metrics["backbone_digest"] == backbone_digest
+            of_backbone = system in BACKBONE_SYSTEMS and metrics.get("backbone_digest") == backbone_digest
             if of_weights or of_backbone:
                 found[system] = metrics["overall"]
     return found

@@ -1,9 +1,11 @@
-"""Options as nested mappings and by dotted name."""
+"""Options as nested mappings and by dotted name, and what type a value of a file is of."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 
 def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -13,3 +15,17 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, values
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Tells whether a value of JSON is of the type that `hint` means, a number being finite and true no number."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(type(value) is type(allowed) and value == allowed for allowed in arguments)
+    if origin in (Union, UnionType):
+        return any(fits(value, each) for each in arguments)
+    if origin in (tuple, list):
+        return isinstance(value, tuple | list) and all(fits(each, arguments[0]) for each in value)
+    if hint is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return type(value) is hint

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataError, DataReport
+from tagi_lightning.options import fits
 
 _TEXTS = ("id", "task", "category", "dataset", "template", "instruction_sha256", "prediction")
 _RANKED = ("choices", "logprob_sum", "logprob_mean", "gold")
@@ -36,7 +37,7 @@ class Prediction:
         gold: Index of the right choice; None in rows that are not ranked.
 
     Raises:
-        ValueError: If references are missing, or the fields of a ranked row do not fit one another.
+        ValueError: If the task's name or references are missing, or the fields of a ranked row do not fit one another.
     """
 
     id: str
@@ -53,11 +54,13 @@ class Prediction:
     gold: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.task:
+            raise ValueError("task must not be empty")
         if not self.references:
             raise ValueError("references must name at least one acceptable output")
         if not len(self.choices) == len(self.logprob_sum) == len(self.logprob_mean):
             raise ValueError("choices, logprob_sum and logprob_mean must be equally long")
-        if not all(math.isfinite(value) for value in (*self.logprob_sum, *self.logprob_mean)):
+        if not all(fits(value, float) for value in (*self.logprob_sum, *self.logprob_mean)):
             raise ValueError("logprob_sum and logprob_mean must be finite numbers")
         if self.choices and (self.gold is None or not 0 <= self.gold < len(self.choices)):
             raise ValueError("gold must be the index of one of the choices")
@@ -106,7 +109,8 @@ def write_metrics(path: str | Path, metrics: dict[str, Any], overwrite: bool = F
 
 def metrics_text(metrics: dict[str, Any]) -> str:
     """Returns `metrics` as indented JSON, the text of `metrics.json` and of `tagi score`."""
-    return json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
+    text = json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2)
+    return text.encode(errors="backslashreplace").decode()  # half a character in a name becomes its escape
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -145,12 +149,12 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 def _parse(line: bytes, where: str, report: DataReport) -> Prediction | None:
     """Returns the row of one line, or None after telling `report` why there is none."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = parse_json(line.decode(), half_characters=True)
     except UnicodeDecodeError:
         report.error("line is not UTF-8", where)
         return None
-    except json.JSONDecodeError as error:
-        report.error("line is not JSON", f"{where} ({error.msg} at column {error.colno})")
+    except ValueError as error:
+        report.error("line is not JSON", f"{where} ({error})")
         return None
     problems = list(_schema_problems(row))
     for problem in problems:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import shortened
 from tagi_lightning.data.task import Demonstration
 
 CHUNK = 2**16
@@ -54,22 +55,20 @@ def parse_request(line: bytes, number: int, instruction: Instruction | None) -> 
         RequestError: If it asks for nothing; the message tells why, without the number.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
-        if b"\\u" in line:  # escapes may spell half a character, which stops the tokenizer
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeError as error:
+        row = parse_json(line.decode())
+    except UnicodeDecodeError as error:
         raise RequestError("is not UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise RequestError(f"is not JSON ({error})") from error
+    except ValueError as error:
+        raise RequestError(f"is not JSON ({shortened(str(error))})") from error
     if not isinstance(row, dict):
         raise RequestError('is no JSON object such as {"input": "..."}')
     if unknown := sorted(row.keys() - set(KNOWN)):
-        raise RequestError(f"has the unknown key {unknown[0]!r}; known: {', '.join(KNOWN)}")
+        raise RequestError(f"has the unknown key {shortened(repr(unknown[0]))}; known: {', '.join(KNOWN)}")
     if "input" not in row:
         raise RequestError("has no input")
     if wrong := [key for key in TEXTS if key in row and not isinstance(row[key], str)]:
         raise RequestError(f"has an {wrong[0]} that is not text")
-    if not isinstance(row.get("id", ""), (str, int)):
+    if not isinstance(row.get("id", ""), (str, int)) or isinstance(row.get("id"), bool):
         raise RequestError("has an id that is neither text nor a whole number")
     choices = row.get("choices", [])
     if "choices" in row and not (isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices)):

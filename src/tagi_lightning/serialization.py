@@ -11,19 +11,28 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tagi_lightning.backbones.base import Backbone
 from tagi_lightning.data.instruction import InstructionPrompts
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import shortened
+from tagi_lightning.data.yaml_text import parse_yaml
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.options import fits
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 SHOWN = {"def": 0, "def+2pos": 2}
 """Demonstrations that an instruction shows in each setting."""
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "tagi": {"tagi": dict, "backbone": str, "backbone_digest": str, "stages": list[str]},
+    "teachers": {"lora": dict, "names": list[str], "backbone": str, "backbone_digest": str},
+}
+"""What a configuration must hold, with its types, by kind of folder."""
 
 Config = TypeVar("Config")
 
@@ -36,15 +45,17 @@ def from_plain(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """Builds a configuration dataclass, nested ones included, from plain JSON types.
 
     Raises:
-        ValueError: If a key is unknown.
+        ValueError: If a key is unknown, or a value of another type than the field.
     """
     hints = get_type_hints(kind)
     if unknown := values.keys() - hints.keys():
-        raise ValueError(f"{kind.__name__} has no {', '.join(sorted(unknown))}")
+        raise ValueError(f"{kind.__name__} has no {shortened(', '.join(sorted(unknown)))}")
     arguments = {}
     for name, value in values.items():
-        if is_dataclass(hints[name]):
+        if is_dataclass(hints[name]) and isinstance(value, dict):
             value = from_plain(hints[name], value)  # type: ignore[arg-type]
+        elif not fits(value, hints[name]):
+            raise ValueError(f"{kind.__name__}.{name} cannot be {shortened(repr(value))}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
     return kind(**arguments)
 
@@ -85,15 +96,17 @@ def read_folder(folder: Path, kind: str, make: str) -> tuple[dict[str, Tensor], 
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ModelFolderError(f"no {kind} model in {folder} ({CONFIG} and {WEIGHTS} are expected); make it: {make}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors raises its own type without a common base
-        raise ModelFolderError(f"{folder} is damaged: {error}; make it again: {make}") from error
+        raise ModelFolderError(f"{folder} is damaged: {shortened(str(error))}; make it again: {make}") from error
     if not isinstance(config, dict) or config.get("kind") != kind:
         found = config.get("kind", "something else") if isinstance(config, dict) else "something else"
-        raise ModelFolderError(f"{folder} holds {found}, expected {kind}; make it: {make}")
+        raise ModelFolderError(f"{folder} holds {shortened(str(found))}, expected {kind}; make it: {make}")
     if config.pop("sha256", None) != _sha256(folder / WEIGHTS, config):
         raise ModelFolderError(f"{folder} is damaged: its files are not what was saved; make it again: {make}")
+    if wrong := [name for name, hint in FIELDS[kind].items() if not fits(config.get(name), hint)]:
+        raise ModelFolderError(f"{folder / CONFIG} does not tell {', '.join(wrong)} as it must; make it again: {make}")
     return tensors, config
 
 
@@ -151,10 +164,9 @@ def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str,
     """
     check_backbone(folder, config, backbone)
     try:
-        tagi = from_plain(TagiConfig, config["tagi"])
-    except ValueError as error:
+        model = TagiModel(backbone, from_plain(TagiConfig, config["tagi"]))
+    except (ValueError, RuntimeError, OverflowError) as error:
         raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
-    model = TagiModel(backbone, tagi)
     load_tagi_weights(model, tensors, str(folder))
     model.stages, model.source = tuple(config["stages"]), folder
     model.prompts, _ = recorded_prompts(folder, config)
@@ -165,13 +177,29 @@ def recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[Instructi
     """Returns how a model's instructions were written, None where nothing tells, and which layer's states it reads.
 
     Model folders of before they were recorded there lie in a run whose config.yaml tells them.
+
+    Raises:
+        ModelFolderError: If what tells it is damaged.
     """
+    try:
+        prompts, layer = _recorded_prompts(folder, config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFolderError(
+            f"{folder}, or the config.yaml of its run, does not tell how instructions were written: "
+            f"{shortened(repr(error))}"
+        ) from error
+    if not fits(layer, int | None):
+        raise ModelFolderError(f"{folder} cannot read the states of layer {shortened(repr(layer))}")
+    return prompts, layer
+
+
+def _recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[InstructionPrompts | None, int | None]:
     if config.get("prompts") is not None:
         return from_plain(InstructionPrompts, config["prompts"]), config["instruction_layer"]
     run = folder.resolve().parent
     records = [run / "config.yaml", *(run / stage / "config.yaml" for stage in config.get("stages", ())[-1:])]
     found = next((record for record in records if record.is_file()), None)
-    options = yaml.safe_load(found.read_text(encoding="utf-8")) if found is not None else {}
+    options = parse_yaml(found.read_text(encoding="utf-8")) if found is not None else {}
     layer = config.get("instruction_layer", options.get("backbone", {}).get("instruction_layer"))
     data = options.get("data", {})
     given, is_p3 = data.get("init_args", {}), str(data.get("class_path")).endswith("P3DataModule")
@@ -194,7 +222,7 @@ def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: s
     optional = {name: tuple(t.shape) for name, t in model.trained_state().items() if name.startswith("backbone.")}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"missing {name}" for name in needed if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in needed and name not in optional]
+    problems += [f"unexpected {shortened(name)}" for name in given if name not in needed and name not in optional]
     problems += [
         f"{name} has shape {given[name]}, expected {shape}"
         for name, shape in (needed | optional).items()
@@ -236,7 +264,10 @@ def load_bank(folder: Path, backbone: Backbone, lora: LoraConfig, make: str = "m
     """
     tensors, config = read_folder(folder, "teachers", make)
     check_backbone(folder, config, backbone)
-    taught = from_plain(LoraConfig, config["lora"])
+    try:
+        taught = from_plain(LoraConfig, config["lora"])
+    except ValueError as error:
+        raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
     differing = [
         f"{field.name} is {getattr(taught, field.name)!r} there and {getattr(lora, field.name)!r} here"
         for field in fields(lora)
@@ -247,7 +278,10 @@ def load_bank(folder: Path, backbone: Backbone, lora: LoraConfig, make: str = "m
             f"the teachers in {folder} have another LoRA configuration: {'; '.join(differing)}; "
             f"use the same values or train them again: {make}"
         )
-    bank = LoraBank(backbone.sites(lora), taught, config["names"])
-    bank.load_state_dict(tensors)
+    try:
+        bank = LoraBank(backbone.sites(lora), taught, config["names"])
+        bank.load_state_dict(tensors)
+    except (ValueError, RuntimeError) as error:
+        raise ModelFolderError(f"{folder} does not hold what its {CONFIG} tells: {error}; {make}") from error
     bank.requires_grad_(False)
     return bank.eval()

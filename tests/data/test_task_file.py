@@ -133,7 +133,7 @@ def test_files_that_hold_no_document_are_errors(tmp_path, report, content, kind)
     path.write_bytes(content)
     assert read_task(path, report) is None
     assert list(report.errors) == [kind]
-    assert report.errors[kind][0].startswith("broken.json")
+    assert "broken.json" in report.errors[kind][0]
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, report):

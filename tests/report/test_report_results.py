@@ -4,7 +4,7 @@ import shutil
 import pytest
 from report_runs import write_evaluation, write_stage
 
-from tagi_lightning.report.files import ReportError
+from tagi_lightning.report.files import ReportError, read_options
 from tagi_lightning.report.results import LeftOut, data_digest, read_result, read_results, told
 
 
@@ -143,3 +143,11 @@ def test_held_out_instances_are_known_by_their_numbers(tmp_path):
 def test_reasons_are_told_once_with_the_first_places():
     left_out = [LeftOut(f"place{number}", "of no row") for number in range(5)] + [LeftOut("other", "damaged")]
     assert told(left_out) == ["place0, place1, place2 and 2 more: of no row", "other: damaged"]
+
+
+@pytest.mark.parametrize("part", ["systems/hint", "pretrain/1a2b3c4d", "teachers/1a2b3c4d"])
+def test_what_a_grid_shares_is_named_without_the_seed(tmp_path, part):
+    shared = tmp_path / "sni-tiny-s3"
+    options = {"run": f"{shared}/{part}", "backbone": {"name": f"{shared}/pretrain-backbone/model"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(options))
+    assert read_options(tmp_path / "config.yaml")["backbone.name"] == "RUN/pretrain-backbone/model"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
+from tagi_lightning.report.files import ReportError, read_json
 from tagi_lightning.report.markdown import aligned_table
 
 COLUMNS = (
@@ -31,7 +31,7 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     for name in (*HEURISTICS, *SYSTEMS):
         path = run / "evaluate" / name / "metrics.json"
         if path.is_file():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = read_json(path)
     return found
 
 
@@ -95,7 +95,7 @@ def main(args: list[str]) -> int:
     """Runs `tagi compare`; returns the exit code."""
     try:
         jsonargparse.auto_cli(compare, args=args, as_positional=False, prog="tagi compare", allow_abbrev=False)
-    except OSError as error:
+    except (OSError, ReportError) as error:
         print(f"tagi compare: {error}", file=sys.stderr)
         return 1
     return 0

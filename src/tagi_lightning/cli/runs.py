@@ -16,10 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.durable import replace_text
-from tagi_lightning.options import flatten
+from tagi_lightning.options import fits, flatten
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
+RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict}
+"""What is computed with of a run.json, with its types."""
 
 FREE_TRAINER_KEYS = frozenset(
     {
@@ -161,13 +164,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Returns a stage's run.json, empty where there is none.
 
     Raises:
-        RunFolderError: If the file is not JSON.
+        RunFolderError: If the file is not JSON, or no record of a run.
     """
     path = folder / RUN_FILE
     if not path.is_file():
         return {}
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or any(key in values and not fits(values[key], RECORD[key]) for key in RECORD):
+            raise ValueError("it is no record of a run")
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}); remove {folder} or give another RUN") from error
     return values

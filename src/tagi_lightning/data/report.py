@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-MAX_SHOWN = 5
-"""How many places of one kind of problem an error message names."""
+MAX_KINDS, MAX_SHOWN = 20, 5
+"""How many kinds of problem an error message names, and how many places of each."""
+
+MAX_CHARACTERS = 400
+"""Characters that it shows of a kind or a place, which may quote what a file holds."""
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names every problem with counts and what to do."""
+
+
+def shortened(text: str, characters: int = MAX_CHARACTERS) -> str:
+    """Returns a text as a message shows it: without its middle where it is too long, half characters as escapes."""
+    text = text.encode(errors="backslashreplace").decode()
+    half = characters // 2
+    return text if len(text) <= characters else f"{text[:half]} ... {text[-half:]}"
 
 
 class DataReport:
@@ -32,10 +42,10 @@ class DataReport:
     @staticmethod
     def _lines(found: dict[str, list[str]]) -> list[str]:
         lines = []
-        for kind, places in found.items():
+        for kind, places in list(found.items())[:MAX_KINDS]:
             more = f" and {len(places) - MAX_SHOWN} more" if len(places) > MAX_SHOWN else ""
-            lines.append(f"  {len(places)} x {kind}: {', '.join(places[:MAX_SHOWN])}{more}")
-        return lines
+            lines.append(f"  {len(places)} x {shortened(kind)}: {', '.join(map(shortened, places[:MAX_SHOWN]))}{more}")
+        return [*lines, f"  and {len(found) - MAX_KINDS} more kinds"] if len(found) > MAX_KINDS else lines
 
     def summary(self) -> str:
         """Returns the notes as lines of text, empty where there are none."""

@@ -18,6 +18,9 @@ ADVICE = (
     "--data.allow_missing=true goes on without the task files that are absent."
 )
 
+MAX_NAME = 250
+"""Bytes of a task's name at most, so that it can be a file's."""
+
 
 def read_sni(
     folder: Path,
@@ -92,9 +95,15 @@ def _read_names(path: Path, report: DataReport) -> list[str]:
     if text is not None and not names:
         report.error("empty split list", path.name)
     for name, count in names.items():
-        if count > 1:
+        if not _is_file_name(name):
+            report.error("line of a split list that is no task's name", f"{name!r} ({path.name})")
+        elif count > 1:
             report.error("task named more than once in a split list", f"{name} ({path.name})")
-    return list(names)
+    return [name for name in names if _is_file_name(name)]
+
+
+def _is_file_name(name: str) -> bool:
+    return "/" not in name and "\0" not in name and len(name.encode()) <= MAX_NAME
 
 
 def _read_tasks(folder: Path, which: str, names: list[str], allow_missing: bool, report: DataReport) -> list[Task]:

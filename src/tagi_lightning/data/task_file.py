@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Demonstration, Instance, Task
 
@@ -38,7 +38,7 @@ def read_text(path: Path, report: DataReport) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        report.error("not UTF-8 text", f"{path.name} (byte {error.start})")
+        report.error("not UTF-8 text", f"{path} (byte {error.start})")
     except OSError as error:
         report.error("file that cannot be read", f"{path} ({error.strerror})")
     return None
@@ -47,11 +47,8 @@ def read_text(path: Path, report: DataReport) -> str | None:
 def parse_object(text: str, where: str, report: DataReport) -> dict[str, Any] | None:
     """Returns the JSON object that `text` holds, or None where `report` got an error at `where`."""
     try:
-        document = json.loads(text)
-        # An unpaired surrogate passes through json and stops the tokenizer much later.
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         report.error("not valid JSON", f"{where} ({error})")
         return None
     if not isinstance(document, dict):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import Batch, EpochSampler, random_generator
 from tagi_lightning.data.token_cache import tokenizer_definition
@@ -87,7 +88,7 @@ def _paragraphs(lines: Iterator[str], unit: DocumentUnit) -> Iterator[str]:
 def _rows(file: Path, lines: Iterator[str]) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         try:
-            text = json.loads(line)["text"].strip()
+            text = parse_json(line)["text"].strip()
         except (ValueError, KeyError, TypeError, AttributeError):
             report = DataReport(str(file))
             report.error('row that is not JSON with a string "text"', f"line {number}")

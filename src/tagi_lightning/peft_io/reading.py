@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from tagi_lightning.adapter import InstructionStates, PreparedAdapter
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import shortened
 from tagi_lightning.fusion import FusionStates
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.peft_io.folders import CONFIG, PREFIX, REST, WEIGHTS, AdapterFolderError
 from tagi_lightning.prefix import PrefixWeights
+
+REST_NAME = re.compile(r"(fusion|memory)\.(mask|states|(keys|values)\.\d+)|prefix\.(keys|values)\..+")
+"""Names of what PEFT cannot hold."""
 
 UNSUPPORTED = (
     *("alpha_pattern", "rank_pattern", "layer_replication", "alora_invocation_tokens", "use_dora"),
@@ -40,8 +46,8 @@ def read_lora(folder: Path, backbone: Backbone) -> LoraWeights:
     tensors, metadata = _read_tensors(folder / WEIGHTS)
     if metadata.get("backbone_digest", backbone.digest()) != backbone.digest():
         raise AdapterFolderError(
-            f"{folder} was made for backbone {config.get('base_model_name_or_path')!r}, and {backbone.name!r} has "
-            "other weights; load the same backbone or make the adapter again"
+            f"{folder} was made for backbone {shortened(repr(config.get('base_model_name_or_path')))}, and "
+            f"{backbone.name!r} has other weights; load the same backbone or make the adapter again"
         )
     rank, alpha = int(config["r"]), float(config["lora_alpha"])
     every = backbone.sites(LoraConfig(rank=rank, targets=("q", "k", "v", "o")))
@@ -61,15 +67,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
         more = pickled if (folder / "adapter_model.bin").exists() else ""
         raise AdapterFolderError(f"no PEFT adapter in {folder}: {CONFIG} and {WEIGHTS} are expected{more}")
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: dict[str, Any] = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         kind = config["peft_type"]
-        rank, _ = (int(config["r"]), float(config["lora_alpha"])) if kind == "LORA" else (1, 1.0)
-    except (ValueError, KeyError, TypeError) as error:
-        raise AdapterFolderError(f"{folder / CONFIG} is no configuration of PEFT: {error!r}") from error
+        rank, alpha = (int(config["r"]), float(config["lora_alpha"])) if kind == "LORA" else (1, 1.0)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        told = shortened(repr(error))
+        raise AdapterFolderError(f"{folder / CONFIG} is no configuration of PEFT: {told}") from error
     if kind != "LORA":
-        raise AdapterFolderError(f"{folder} is a {kind} adapter; supported: LORA")
-    if rank < 1:
-        raise AdapterFolderError(f"{folder / CONFIG} names rank {rank}, which must be at least 1")
+        raise AdapterFolderError(f"{folder} is a {shortened(str(kind))} adapter; supported: LORA")
+    if rank < 1 or not math.isfinite(alpha):
+        raise AdapterFolderError(
+            f"{folder / CONFIG} names rank {rank} and lora_alpha {alpha}: at least 1, and a finite number, are allowed"
+        )
     if used := [name for name in UNSUPPORTED if config.get(name)]:
         raise AdapterFolderError(f"{folder} uses {', '.join(used)}; supported: LoRA of one rank and one alpha")
     return config
@@ -78,9 +87,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise AdapterFolderError(f"{file} is damaged: {error}; make it again") from error
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() or {}
+    except Exception as error:  # safetensors raises what it meets in a header
+        raise AdapterFolderError(f"{file} is damaged: {shortened(str(error))}; make it again") from error
+    for name, tensor in tensors.items():
+        if tensor.is_complex() or not tensor.float().isfinite().all():
+            raise AdapterFolderError(f"{file} is damaged: {shortened(name)} holds no finite numbers; make it again")
+    return tensors, metadata
 
 
 def _factors(
@@ -97,7 +111,7 @@ def _factors(
         shapes[f"{PREFIX}{site.name}.lora_B.weight"] = (site.out_features, rank)
     if unknown := sorted(tensors.keys() - shapes.keys()):
         raise AdapterFolderError(
-            f"{folder} holds {unknown[0]}, which is no LoRA factor of the backbone's attention; "
+            f"{folder} holds {shortened(unknown[0])}, which is no LoRA factor of the backbone's attention; "
             f"supported: {PREFIX}<module>.lora_A.weight and lora_B.weight of modules such as {sites[0].name}"
         )
     used = [site.name for site in sites if any(f"{PREFIX}{site.name}.lora_{part}.weight" in tensors for part in "AB")]
@@ -135,16 +149,37 @@ def load_adapter(folder: Path, model: TagiModel) -> PreparedAdapter:
             f"{folder / REST} was made by other weights than the present ones; run tagi adapt again"
         )
     tensors = {name: tensor.to(backbone.model.device) for name, tensor in tensors.items()}
-    return adapter_from_rest(lora, tensors, model)
+    return adapter_from_rest(lora, tensors, model, folder / REST)
 
 
-def adapter_from_rest(lora: LoraWeights, tensors: dict[str, Tensor], model: TagiModel) -> PreparedAdapter:
-    """Returns a whole adapter of `model` from its LoRA and what `writing.rest_tensors` named of it."""
+def adapter_from_rest(lora: LoraWeights, tensors: dict[str, Tensor], model: TagiModel, source: Path) -> PreparedAdapter:
+    """Returns a whole adapter of `model` from its LoRA and what `writing.rest_tensors` named of it.
+
+    Args:
+        lora: Its LoRA.
+        tensors: The rest by name.
+        model: The model that made it.
+        source: The file that the rest stood in.
+
+    Raises:
+        AdapterFolderError: If the rest is not of such a model, or not whole.
+    """
+    if unknown := [name for name in tensors if not REST_NAME.fullmatch(name)]:
+        raise AdapterFolderError(f"{source} holds {shortened(unknown[0])}, which is no part of an adapter")
+    try:
+        return _assemble(lora, tensors, model)
+    except (KeyError, ValueError) as error:
+        raise AdapterFolderError(f"{source} is damaged: it lacks a part ({error}); run tagi adapt again") from error
+
+
+def _assemble(lora: LoraWeights, tensors: dict[str, Tensor], model: TagiModel) -> PreparedAdapter:
     fusion, memory, prefix = None, None, None
-    if "fusion.mask" in tensors:
-        assert model.fusion is not None
+    if model.fusion is not None:
         keys, values = (_numbered(tensors, f"fusion.{part}") for part in ("keys", "values"))
         fusion = FusionStates(model.fusion.layers, keys, values, tensors["fusion.mask"])
+        list(zip(model.fusion.layers, keys, values, strict=True))
+    elif "fusion.mask" in tensors:
+        raise ValueError("the model has no fusion")
     if "memory.mask" in tensors:
         keys, values = (_numbered(tensors, f"memory.{part}") for part in ("keys", "values"))
         pairs = tuple(zip(keys, values, strict=True))

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import shortened
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights
@@ -202,19 +204,24 @@ class StackedAdapters:
         """
         self.folder, self.loaded = folder, loaded
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            self.metadata: dict[str, Any] = index["metadata"]
-            rows = (folder / INSTRUCTIONS).read_text(encoding="utf-8").split("\n")
+            index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
+            metadata: dict[str, Any] = index["metadata"]
             weight_map: dict[str, str] = index["weight_map"]
-            self._rows = dict(zip(weight_map, rows, strict=False))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            rows = (folder / INSTRUCTIONS).read_text(encoding="utf-8").split("\n")[:-1]
+            self._rows = dict(zip(weight_map, rows, strict=True))
+            self._sha256 = dict(metadata["sha256"])
+            digests = metadata["model_digest"], metadata["backbone_digest"]
+            whole = metadata["adapters"] == len(rows) and set(weight_map.values()) == self._sha256.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise AdapterFolderError(
-                f"no stacked adapters in {folder}: {error!r}; make them: tagi adapt --stacked true"
+                f"no stacked adapters in {folder}: {shortened(repr(error))}; make them: tagi adapt --stacked true"
             ) from error
-        if self.metadata["model_digest"] != loaded.model.digest():
+        if digests[0] != loaded.model.digest():
             raise AdapterFolderError(f"{folder} was made by other weights than the present ones; run tagi adapt again")
-        if self.metadata["backbone_digest"] != loaded.model.backbone.digest():
+        if digests[1] != loaded.model.backbone.digest():
             raise AdapterFolderError(f"{folder} was made for another backbone than {loaded.model.backbone.name}")
+        if not whole or metadata.get("scale") != loaded.model.config.lora.scale:
+            raise AdapterFolderError(f"{folder / INDEX} is damaged; make it again: tagi adapt --stacked true")
         self._places: dict[str, tuple[str, int]] = {}
         counts: dict[str, int] = {}
         for name, file in weight_map.items():
@@ -242,6 +249,7 @@ class StackedAdapters:
             raise AdapterFolderError(f"{self.folder} has no adapter {name}{told}")
         file, row = self._places[name]
         self._check_shard(file)
+        instruction = self.instruction(name)
         try:
             with safe_open(self.folder / file, "pt", device=str(self.loaded.model.backbone.model.device)) as shard:
                 lora = self._lora(shard, row)
@@ -250,14 +258,27 @@ class StackedAdapters:
                 rest = {each.removeprefix(start): shard.get_tensor(each) for each in names}
         except SafetensorError as error:
             raise AdapterFolderError(f"{self.folder / file} does not hold {name}: {error}") from error
-        prepared = adapter_from_rest(lora, rest, self.loaded.model)
-        return InstructedAdapter(self.loaded.shown(self.instruction(name)), prepared)
+        prepared = adapter_from_rest(lora, rest, self.loaded.model, self.folder / file)
+        return InstructedAdapter(self.loaded.shown(instruction), prepared)
 
     def instruction(self, name: str) -> Instruction:
-        """Returns the instruction of an adapter."""
-        row = json.loads(self._rows[name])
-        shown = tuple(Demonstration(each["input"], each["output"]) for each in row["demonstrations"])
-        return Instruction(row["instruction"], shown, row["task"])
+        """Returns the instruction of an adapter.
+
+        Raises:
+            AdapterFolderError: If its line is damaged or of another one, as its digest, part of the name, tells.
+        """
+        try:
+            row = parse_json(self._rows[name])
+            shown = tuple(Demonstration(each["input"], each["output"]) for each in row["demonstrations"])
+            found = Instruction(row["instruction"], shown, row["task"])
+            same = found.folder_name == name
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AdapterFolderError(
+                f"{self.folder / INSTRUCTIONS} is damaged at {name}: {shortened(repr(error))}"
+            ) from error
+        if not same:
+            raise AdapterFolderError(f"{self.folder / INSTRUCTIONS} has another instruction at {name}; make it again")
+        return found
 
     def _name(self, number: int) -> str:
         if not 0 <= number < len(self.names):
@@ -270,14 +291,14 @@ class StackedAdapters:
             first, second = factor_names(site.name)
             a[site.name] = shard.get_slice(first)[row : row + 1]
             b[site.name] = shard.get_slice(second)[row : row + 1]
-        return LoraWeights(a, b, float(self.metadata["scale"]))
+        return LoraWeights(a, b, self.loaded.model.config.lora.scale)
 
     def _check_shard(self, file: str) -> None:
         """Compares a shard with its digest, once."""
         if file in self._checked:
             return
         path = self.folder / file
-        if not path.is_file() or _sha256(path) != self.metadata["sha256"].get(file):
+        if not path.is_file() or _sha256(path) != self._sha256[file]:
             raise AdapterFolderError(f"{path} is missing or damaged; make it again: tagi adapt --stacked true")
         self._checked.add(file)
 

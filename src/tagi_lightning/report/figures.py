@@ -8,6 +8,7 @@ from statistics import fmean
 
 from tagi_lightning.report.bootstrap import Difference, paired_bootstrap
 from tagi_lightning.report.columns import Cell, Column, spread
+from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.paper import PaperFigure, paper_cost, paper_figures
 from tagi_lightning.report.tables import Table
 
@@ -88,7 +89,14 @@ def column_lines(column: Column, table: Table) -> list[Line]:
 
 
 def compare(reference: Cell, cell: Cell, metric: str, seeds: Sequence[int]) -> Difference:
-    """Returns the reference minus a row, over tasks, each averaged over the seeds that both have."""
+    """Returns the reference minus a row, over tasks, each averaged over the seeds that both have.
+
+    Raises:
+        ReportError: If their scores are of other tasks.
+    """
     result = reference.first
+    by_task, other = reference.by_task(metric, seeds), cell.by_task(metric, seeds)
+    if by_task.keys() != other.keys():
+        raise ReportError(f"{cell.first.folder} and {result.folder} have {metric} of other tasks: evaluate again")
     counts = None if result.templated else {task: row["n"] for task, row in result.metrics["by_task"].items()}
-    return paired_bootstrap(reference.by_task(metric, seeds), cell.by_task(metric, seeds), counts)
+    return paired_bootstrap(by_task, other, counts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import shortened
+from tagi_lightning.data.yaml_text import parse_yaml
 from tagi_lightning.options import flatten
 
 
@@ -22,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ReportError: If the file is missing, damaged or holds something else.
     """
-    return _read(path, json.loads)
+    return _read(path, parse_json)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -31,7 +32,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ReportError: If the file is missing, damaged or holds something else.
     """
-    return _read(path, yaml.safe_load)
+    return _read(path, parse_yaml)
+
+
+PART = re.compile(r"/(systems|pretrain|teachers)/[^/]+$")
+"""What a table's grid puts below the run folder that it shares among its rows."""
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def read_options(path: Path) -> dict[str, Any]:
         ReportError: If the file is missing or damaged.
     """
     options = dict(flatten(read_yaml(path)))
-    shared = str(options.get("run", "")).partition("/systems/")[0]
+    shared = PART.sub("", str(options.get("run", "")))
     if not shared:
         return options
     return {key: value.replace(shared, "RUN") if isinstance(value, str) else value for key, value in options.items()}
@@ -52,8 +57,8 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
         raise ReportError(f"there is no {path}")
     try:
         values = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ReportError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    except ValueError as error:
+        raise ReportError(f"{path} is damaged ({shortened(' '.join(str(error).split()))})") from error
     if not isinstance(values, dict):
         raise ReportError(f"{path} is damaged (no mapping but {type(values).__name__})")
     return values

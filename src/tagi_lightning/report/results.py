@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.report import MAX_CHARACTERS, shortened
+from tagi_lightning.options import fits
+from tagi_lightning.report.checks import check_description, check_metrics
 from tagi_lightning.report.files import ReportError, read_json, read_options, read_yaml
 from tagi_lightning.report.training import Training, trainings_of
 
@@ -114,7 +118,7 @@ def read_results(runs: Sequence[str | Path], held_out: Collection[str] = ()) -> 
             try:
                 results.append(read_result(folder, held_out))
             except (ReportError, OSError) as error:
-                left_out.append(LeftOut(str(folder), str(error)))
+                left_out.append(LeftOut(str(folder), shortened(str(error), 2 * MAX_CHARACTERS)))
     if empty:
         raise ReportError("; ".join(empty) + ": evaluate first (make evaluate RUN=<folder>), or leave it out of --runs")
     return results, left_out
@@ -131,9 +135,11 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
         raise ReportError(f"{folder / METRICS} is of an older layout, without {', '.join(missing)}: evaluate again")
     run = folder.parent.parent
     described = run / DESCRIPTION
-    data, rows = data_digest(folder / PREDICTIONS)
-    if rows != metrics["overall"]["n"]:
-        raise ReportError(f"{METRICS} tells of {metrics['overall']['n']} answers, {PREDICTIONS} of {rows}")
+    keys, answered = read_answers(folder / PREDICTIONS)
+    check_metrics(folder / METRICS, metrics, answered)
+    description = read_yaml(described) if described.is_file() else {}
+    check_description(described, description)
+    data = digest(keys)
     if metrics["system"] in held_out:
         data = f"held out: {sorted((task, row['n']) for task, row in metrics['by_task'].items())}"
     return Result(
@@ -142,7 +148,7 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
         seed=int(metrics["seed"]),
         metrics=metrics,
         config=read_options(folder / CONFIG),
-        description=read_yaml(described) if described.is_file() else {},
+        description=description,
         data=data,
         trainings=trainings_of(run, metrics.get("weights")),
     )
@@ -153,8 +159,9 @@ def missing_keys(metrics: Mapping[str, Any]) -> list[str]:
     needed = ["overall", "by_task", "system", "seed", *(["backbone_digest"] if "seconds" in metrics else [])]
     if missing := [key for key in needed if metrics.get(key) is None]:
         return missing
-    groups = {"overall": metrics["overall"], **{f"by_task.{name}": row for name, row in metrics["by_task"].items()}}
-    return [f"{name}.n" for name, row in groups.items() if "n" not in row][:3]
+    by_task = metrics["by_task"] if isinstance(metrics["by_task"], dict) else {}
+    groups = {"overall": metrics["overall"], **{f"by_task.{name}": row for name, row in by_task.items()}}
+    return [f"{shortened(name)}.n" for name, row in groups.items() if isinstance(row, dict) and "n" not in row][:3]
 
 
 def data_digest(path: Path) -> tuple[str, int]:
@@ -163,14 +170,32 @@ def data_digest(path: Path) -> tuple[str, int]:
     Raises:
         ReportError: If the file is missing or damaged.
     """
+    keys, _ = read_answers(path)
+    return digest(keys), len(keys)
+
+
+def digest(keys: Sequence[str]) -> str:
+    """Returns a digest of texts in any order."""
+    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:12]
+
+
+def read_answers(path: Path) -> tuple[list[str], Counter[str]]:
+    """Returns what was answered in each row of a predictions file, and the rows of each task; of P3, of each data set.
+
+    Raises:
+        ReportError: If the file is missing or damaged.
+    """
     if not path.is_file():
         raise ReportError(f"there is no {path}")
-    keys = []
-    with path.open(encoding="utf-8") as lines:
+    keys, answered = [], Counter[str]()
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line.decode(), half_characters=True)
                 keys.append(json.dumps([row["task"], row["id"], row["references"]]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ReportError(f"{path}:{number} is damaged ({error!r})") from error
-    return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:12], len(keys)
+                if not fits(task := row.get("dataset") or row["task"], str):
+                    raise TypeError("a task's name is no text")
+                answered[task] += 1
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ReportError(f"{path}:{number} is damaged ({shortened(repr(error))})") from error
+    return keys, answered

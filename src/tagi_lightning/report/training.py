@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.report.files import read_json, read_options, read_yaml
+from tagi_lightning.options import flatten
+from tagi_lightning.report.checks import check_record
+from tagi_lightning.report.files import ReportError, read_json, read_options, read_yaml
 
 EARLIER = {"distill": ("align", "pretrain"), "align": ("pretrain",)}
 """Stages whose weights a stage starts from where its options say `auto`, latest first."""
@@ -52,9 +54,12 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
     chain: list[Training] = []
     stage = locate(run, weights)
     while stage is not None:
+        if any(stage == later.folder for later in chain):
+            raise ReportError(f"{stage / 'config.yaml'}: its init_from leads back to itself")
         record = read_json(stage / "run.json")
-        steps, batch = int(record.get("global_step", 0)), record.get("effective_batch")
-        examples = steps * int(batch) if batch else None
+        check_record(stage / "run.json", record)
+        steps, batch = record.get("global_step") or 0, record.get("effective_batch")
+        examples = steps * batch if batch else None
         options = read_options(stage / "config.yaml")
         chain.append(Training(stage, steps, examples, record.get("trained_parameters"), record.get("seconds"), options))
         start = flat_option(stage, "init_from")
@@ -67,7 +72,7 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
 
 def flat_option(stage: Path, name: str) -> str | None:
     """Returns one of a stage's own options as it was given."""
-    value = read_yaml(stage / "config.yaml").get("model", {}).get("init_args", {}).get(name)
+    value = dict(flatten(read_yaml(stage / "config.yaml"))).get(f"model.init_args.{name}")
     return None if value is None else str(value)
 
 

@@ -12,10 +12,17 @@ from typing import Any
 
 import yaml
 
-from tagi_lightning.data.report import DataError
+from tagi_lightning.data.report import DataError, DataReport
+from tagi_lightning.data.task_file import read_text
+from tagi_lightning.data.yaml_text import parse_yaml
 
 LISTS = "lists.yaml"
 """A file beside the rows that lists other data sets than T0's, in the form of this package's own."""
+
+PARTS = ("train", "test")
+MAX_NAME = 200
+"""Bytes of a data set's or template's name at most, so that it can be a file's."""
+ADVICE = "Give train: and test:, mappings of names to {templates: FOLDER, names: [TEMPLATE, ...]}, or remove the file."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class P3Dataset:
 
     def rendered_folder(self, template: str) -> str:
         """Returns P3's name for the data set's rows rendered with a template."""
-        return self.rendered.format(path_safe(template))
+        return self.rendered.replace("{}", path_safe(template))
 
 
 def path_safe(name: str) -> str:
@@ -64,8 +71,52 @@ def _parse(text: str) -> dict[str, Any]:
     return document
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Returns a file of lists of one's own.
+
+    Raises:
+        DataError: If it is not as it must be.
+    """
+    report = DataReport(str(path))
+    text = read_text(path, report)
+    document: Any = None
+    try:
+        document = parse_yaml(text) if text is not None else None
+    except ValueError as error:
+        report.error("not YAML", str(error))
+    parts = [document.get(part) for part in PARTS] if isinstance(document, dict) else []
+    if not all(isinstance(part, dict) for part in parts) or len(parts) < len(PARTS):
+        report.error("no mappings train and test of data sets", path.name)
+    for name, entry in ((name, entry) for part in parts if isinstance(part, dict) for name, entry in part.items()):
+        for problem in _problems(name, entry):
+            report.error(problem, str(name))
+    report.raise_if_errors(ADVICE)
+    found: dict[str, Any] = document
+    return found
+
+
+def _problems(name: Any, entry: Any) -> list[str]:
+    """Lists what keeps an entry from being a data set."""
+    if not _is_name(name) or not isinstance(entry, dict):
+        return ["data set that is no name with a mapping"]
+    problems = [f"{key} that is not text" for key in ("templates", "rendered") if not _is_name(entry.get(key, "x"))]
+    for key in ("names", "rows", "hub"):
+        given = entry.get(key, [])
+        if not isinstance(given, list) or not all(map(_is_name, given)):
+            problems.append(f"{key} that is no list of texts")
+    splits = entry.get("hub_splits", {})
+    if not isinstance(splits, dict) or not all(map(_is_name, [*splits, *splits.values()])):
+        problems.append("hub_splits that is no mapping of texts")
+    return problems + [f"data set without {key}" for key in ("templates", "names") if not entry.get(key)]
+
+
+def _is_name(value: Any) -> bool:
+    """Tells whether a value is a text that can be part of a file's path."""
+    return isinstance(value, str) and 0 < len(value.encode()) <= MAX_NAME and "\0" not in value
+
+
 def _datasets(part: str, path: Path | None = None) -> tuple[P3Dataset, ...]:
-    document = _document() if path is None else _parse(path.read_text(encoding="utf-8"))
+    document = _document() if path is None else _read(path)
     return tuple(
         P3Dataset(
             name,

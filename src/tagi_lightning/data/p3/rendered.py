@@ -15,7 +15,7 @@ class RenderedRows:
     """Examples of one template from rendered rows.
 
     A row is an example, with its choices where it has `answer_choices`. Rows with `is_correct` are one example's
-    choices each and stand one after another; `idx` is their example and place, else their common input tells.
+    choices each and stand one after another; their common input tells, and `idx`, their example and place.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -44,7 +44,10 @@ class RenderedRows:
         targets = [_text(row, "targets_pretokenized") for row in rows]
         if "is_correct" in rows[0]:
             return _from_choices(prompt, targets, [row.get("is_correct") is True for row in rows])
-        choices = tuple(str(each).strip() for each in rows[0].get("answer_choices") or ())
+        given = rows[0].get("answer_choices") or []
+        if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+            raise RowProblem("answer_choices that are no list of texts")
+        choices = tuple(each.strip() for each in given)
         check_choices(choices)
         gold = choices.index(targets[0]) if targets[0] in choices else None
         return Filled(prompt, prompt, tuple(targets), choices, gold)
@@ -59,9 +62,10 @@ def _from_choices(prompt: str, choices: list[str], correct: list[bool]) -> Fille
 
 
 def _example(row: Row | None) -> Any:
+    """Returns what the rows of one example have in common."""
     match row:
-        case {"idx": [first, *_]}:
-            return first
+        case {"idx": [first, *_], "inputs_pretokenized": text}:
+            return first, text
         case {"inputs_pretokenized": text}:
             return text
     return None

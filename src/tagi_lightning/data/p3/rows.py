@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset, load_from_disk
 
+from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataReport
 
 Row = Mapping[str, Any]
@@ -52,10 +53,41 @@ def open_rows(folder: Path, split: str, report: DataReport) -> Rows | None:
         if tables:
             return _from_dataset(Dataset(pq.read_table([str(path) for path in tables])))
         if (arrow / "state.json").is_file():
-            return _from_dataset(load_from_disk(str(arrow)))
-    except (OSError, ValueError) as error:
+            return _from_dataset(_checked(load_from_disk(str(arrow))))
+    except Exception as error:  # a damaged description makes `datasets` and Arrow raise whatever they meet
         report.error("rows that cannot be read", f"{folder}, {split} ({' '.join(str(error).split())})")
     return None
+
+
+def _checked(dataset: Any) -> Dataset:
+    """Returns a data set that lies in Arrow files, whose offsets would end the process where they lead out of a file.
+
+    Raises:
+        ValueError: If they do, or there are several splits.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError("it holds several splits")
+    table = dataset.data.table
+    table.validate()
+    # whether a text is UTF-8 is a matter of its row
+    for column in table.columns:
+        column.cast(_as_bytes(column.type)).validate(full=True)
+    return dataset
+
+
+def _as_bytes(kind: Any) -> Any:
+    """Returns an Arrow type with bytes for texts."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_bytes(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_as_bytes(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(each.name, _as_bytes(each.type)) for each in kind])
+    return kind
 
 
 def _from_dataset(dataset: Dataset) -> Rows:
@@ -71,10 +103,7 @@ def _parse_lines(path: Path) -> Iterator[Row | None]:
     with path.open("rb") as file:
         for line in file:
             try:
-                row = json.loads(line.decode("utf-8"))
-                # An unpaired surrogate passes through json and stops the tokenizer much later.
-                if b"\\ud" in line or b"\\uD" in line:
-                    json.dumps(row, ensure_ascii=False).encode("utf-8")
-            except (ValueError, RecursionError):
+                row = parse_json(line.decode())
+            except ValueError:
                 row = None
             yield row if isinstance(row, dict) else None

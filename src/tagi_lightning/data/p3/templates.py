@@ -10,6 +10,7 @@ import yaml
 
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task_file import read_text
+from tagi_lightning.data.yaml_text import Loader, parse_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ class TemplateSource:
     answer_choices: str = ""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C one is ten times faster
-    """PyYAML's safe loader with promptsource's two tags, read as plain mappings."""
+class _Loader(Loader):
+    """Plain types, and promptsource's two tags read as mappings."""
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -51,9 +52,9 @@ def read_templates(path: Path, report: DataReport) -> dict[str, TemplateSource]:
     if text is None:
         return {}
     try:
-        document = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        report.error("not a file of templates", f"{path} ({' '.join(str(error).split())})")
+        document = parse_yaml(text, _Loader)
+    except ValueError as error:
+        report.error("not a file of templates", f"{path} ({error})")
         return {}
     entries = document.get("templates") if isinstance(document, dict) else None
     if not isinstance(entries, dict):
@@ -63,6 +64,8 @@ def read_templates(path: Path, report: DataReport) -> dict[str, TemplateSource]:
     for key, entry in entries.items():
         match entry:
             case {"name": str(name), "jinja": str(jinja)} if isinstance(entry.get("answer_choices"), str | None):
+                if name in found:
+                    report.note("template's name given twice, the last one taken", f"{path} ({name})")
                 found[name] = TemplateSource(name, jinja, entry.get("answer_choices") or "")
             case _:
                 report.note("template without name, prompt or choices as text, left out", f"{path} ({key})")
