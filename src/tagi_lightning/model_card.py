@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tagi_lightning import __version__
 from tagi_lightning.model import TagiModel
+from tagi_lightning.report.files import read_json
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Averages over the test tasks by system."""
