@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,4 +85,5 @@ def locate(run: Path, model: str | None) -> Path | None:
     # a run of a table's row stands in RUN/systems/<row>, beside what RUN shares among the rows
     shared = run.parent.parent if run.parent.name == "systems" else run
     places = (stage, run / stage.name, shared / stage.name)
-    return next((place for place in places if place.name and (place / "run.json").is_file()), None)
+    # unlike Path.is_file, it takes what can be no file's name
+    return next((place for place in places if place.name and os.path.isfile(place / "run.json")), None)

@@ -35,6 +35,7 @@ from tagi_lightning.data.p3.rewrite import (
 )
 from tagi_lightning.data.p3.sandbox import TemplateEnvironment
 from tagi_lightning.data.p3.templates import TemplateSource
+from tagi_lightning.data.report import shortened
 
 PROTECTED = "3ed2dface8203c4c9dfb1a5dc58e41e0"
 """Stands for ||| within a row's text while it is rendered; promptsource's, as templates split by it."""
@@ -197,7 +198,7 @@ def _run(template: Template, context: Mapping[str, Any], state: RenderState) -> 
     except SecurityError as error:
         raise TemplateProblem(f"template that reaches for Python internals: {error}") from None
     except UndefinedError as error:
-        raise RowProblem(f"undefined field ({error.message})") from None
+        raise RowProblem(f"undefined field ({shortened(str(error.message))})") from None
     except LimitError as error:
         raise RowProblem(f"rendering stopped: {error}") from None
     except (
@@ -209,7 +210,7 @@ def _run(template: Template, context: Mapping[str, Any], state: RenderState) -> 
         AttributeError,
         RecursionError,
     ) as error:
-        raise RowProblem(f"cannot be rendered ({type(error).__name__}: {error})") from None
+        raise RowProblem(f"cannot be rendered ({type(error).__name__}: {shortened(str(error))})") from None
     return "".join(pieces)
 
 
