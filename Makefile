@@ -153,7 +153,7 @@ tensorboard: install ## show curves and pictures of all runs, or of RUN
 test: install ## run the tests
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(ARGS)
 
-test-reliability: install ## kills, signals, faults and damaged files in numbers: half an hour on two cores; writes the table of docs/reliability.md
+test-reliability: install ## kills, signals, faults and damaged files in numbers: forty minutes on two cores by estimate; writes the table of docs/reliability.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 POINTS=$(or $(POINTS),20) EXAMPLES=$(or $(EXAMPLES),10000) RECORD=docs/reliability.json \
 	  $(VENV)/bin/python -m pytest -m reliability $(ARGS)
 	$(VENV)/bin/python tests/reliability_table.py docs/reliability.json docs/reliability.md
