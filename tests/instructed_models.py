@@ -9,7 +9,7 @@ from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.backbones.causal_modules import FAMILIES
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.fusion import FusionConfig
-from tagi_lightning.instructed import InstructedModel
+from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 

@@ -63,7 +63,7 @@ def test_the_data_layer_imports_no_model(path):
 
 def test_importing_the_core_does_not_load_lightning():
     code = (
-        "import sys, tagi_lightning.model, tagi_lightning.evaluation, tagi_lightning.serialization, "
+        "import sys, tagi_lightning.model, tagi_lightning.evaluation.systems, tagi_lightning.storage.serialization, "
         "tagi_lightning.losses\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('lightning', 'pytorch_lightning')])"
     )

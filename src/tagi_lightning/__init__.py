@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tagi_lightning.instructed import InstructedModel
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.model import TagiModel
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ def load(name: str | Path, backbone: str | None = None, **options: Any) -> Instr
         backbone: Where the backbone lies; None for where it lay in training.
         options: `dtype` of the backbone, `device`, and `hub` options.
     """
-    from tagi_lightning.instructed import InstructedModel
+    from tagi_lightning.inference.instructed import InstructedModel
 
     return InstructedModel.load(name, backbone, **options)
 
@@ -29,7 +29,7 @@ def load(name: str | Path, backbone: str | None = None, **options: Any) -> Instr
 def __getattr__(name: str) -> Any:
     # importing the package loads nothing heavy
     if name == "InstructedModel":
-        from tagi_lightning.instructed import InstructedModel
+        from tagi_lightning.inference.instructed import InstructedModel
 
         return InstructedModel
     if name == "TagiModel":

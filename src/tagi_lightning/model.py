@@ -22,10 +22,10 @@ from tagi_lightning.adapter import InstructionStates, PreparedAdapter, TaskAdapt
 from tagi_lightning.backbones.base import Backbone, GenerationConfig, Part
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
-from tagi_lightning.hub import HubModel
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
+from tagi_lightning.inference.merging import merge
 from tagi_lightning.lora import LoraConfig, LoraWeights
-from tagi_lightning.merging import merge
+from tagi_lightning.storage.hub import HubModel
 
 
 @dataclass(frozen=True)

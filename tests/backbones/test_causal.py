@@ -21,7 +21,7 @@ from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.serialization import load_tagi, save_tagi
+from tagi_lightning.storage.serialization import load_tagi, save_tagi
 
 INSTRUCTIONS = [5, 9, 3]
 LENGTHS, TARGETS = [4, 7, 2, 6, 5, 3], [3, 2, 5, 4, 2, 6]

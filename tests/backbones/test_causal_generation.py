@@ -10,7 +10,7 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
-from tagi_lightning.evaluation import SYSTEMS, answer, measure_flops
+from tagi_lightning.evaluation.systems import SYSTEMS, answer, measure_flops
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel

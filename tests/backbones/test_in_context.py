@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tagi_lightning.adapter_cache import AdapterCache
 from tagi_lightning.backbones import GenerationConfig
-from tagi_lightning.controls import Controls
+from tagi_lightning.caches.adapters import AdapterCache
+from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
-from tagi_lightning.evaluation import SYSTEMS, SystemRunner, measure_flops
+from tagi_lightning.evaluation.controls import Controls
+from tagi_lightning.evaluation.systems import SYSTEMS, SystemRunner, measure_flops
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.instruction_cache import InstructionStatesCache
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.serialization import load_tagi, save_tagi
 from tagi_lightning.stages.distill import Distillation
+from tagi_lightning.storage.serialization import load_tagi, save_tagi
 
 NOTHING = {"hypernetwork": HypernetworkConfig(enabled=False), "fusion": FusionConfig(enabled=False)}
 FID = TagiConfig(**NOTHING, memory_of="demonstrations", reads="prompt", trained_backbone="all")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tagi_lightning.controls import pool_instructions
+from tagi_lightning.evaluation.controls import pool_instructions
 
 
 @pytest.mark.parametrize("bos_id", [None, 2])

@@ -8,14 +8,14 @@ import torch
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.backbones.quantization import quantize_linears
+from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.instruction_cache import InstructionStatesCache
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.serialization import ModelFolderError, load_tagi, load_tagi_weights, read_folder, save_tagi
+from tagi_lightning.storage.serialization import ModelFolderError, load_tagi, load_tagi_weights, read_folder, save_tagi
 
 LORA, NO_FUSION = LoraConfig(rank=2), FusionConfig(enabled=False)
 INDEX = torch.tensor([0, 0, 1, 1, 2, 2])

@@ -1,5 +1,5 @@
 from tagi_lightning.callbacks.samples import ROWS, sample_table
-from tagi_lightning.predictions import Prediction
+from tagi_lightning.evaluation.predictions import Prediction
 
 
 def row(number, prediction="a", reference="a"):

@@ -13,13 +13,13 @@ from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.instructed import InstructedModel
+from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io import load_adapter, read_lora
 from tagi_lightning.peft_io.folders import difference
 from tagi_lightning.peft_io.stacked import StackedAdapters
-from tagi_lightning.serialization import ModelFolderError, read_folder, recorded_prompts, save_tagi
+from tagi_lightning.storage.serialization import ModelFolderError, read_folder, recorded_prompts, save_tagi
 
 ALONE = {"fusion": FusionConfig(enabled=False), "decoder_memory": False}
 PROMPTS = InstructionPrompts("causal", demonstrations=2, max_input_length=400)

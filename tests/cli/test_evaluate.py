@@ -6,11 +6,11 @@ import torch
 from commands import command, copy_stages, tagi
 
 from tagi_lightning.backbones import BackboneConfig, load_backbone
-from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.serialization import read_folder, save_tagi, write_folder
+from tagi_lightning.storage.serialization import read_folder, save_tagi, write_folder
 
 PASSES = ("each_demonstration", "few_shot")
 ALL = [*HEURISTICS, *(name for name, spec in SYSTEMS.items() if spec.data not in PASSES)]

@@ -5,9 +5,9 @@ import signal
 import pytest
 from commands import tagi
 
-from tagi_lightning.answering import Answerer
 from tagi_lightning.backbones import GenerationConfig
-from tagi_lightning.instructed import InstructedModel
+from tagi_lightning.inference.answering import Answerer
+from tagi_lightning.inference.instructed import InstructedModel
 
 GIVEN = "Write the last bird of the list."
 SHORT = ["--max_new_tokens", "4"]

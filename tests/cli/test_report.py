@@ -5,7 +5,7 @@ import yaml
 from commands import tagi
 from report_runs import write_evaluation, write_stage
 
-from tagi_lightning.benchmarks import MTEST11
+from tagi_lightning.evaluation.benchmarks import MTEST11
 
 
 @pytest.fixture

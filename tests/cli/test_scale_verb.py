@@ -1,8 +1,8 @@
 import pytest
 from commands import tagi
 
-from tagi_lightning.scale_report import devices_table, forms_table
-from tagi_lightning.stage_step import STAGES, Form, Workload
+from tagi_lightning.costs.scale_report import devices_table, forms_table
+from tagi_lightning.costs.stage_step import STAGES, Form, Workload
 
 
 def test_the_table_has_a_row_for_every_stage(capsys):

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from tagi_lightning.cli.score import main
-from tagi_lightning.metrics import aggregate
-from tagi_lightning.predictions import Prediction, write_predictions
+from tagi_lightning.evaluation.metrics import aggregate
+from tagi_lightning.evaluation.predictions import Prediction, write_predictions
 
 ROWS = [
     Prediction("0", "t", "c", "", "", "", "yes", ("yes",)),

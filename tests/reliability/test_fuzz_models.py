@@ -11,7 +11,12 @@ from fuzzing import LEFT_OUT, MARKS, OTHER, READ, REFUSED, damaged_bytes, damage
 from hypothesis import strategies as st
 from instructed_models import build_instructed
 
-from tagi_lightning.checkpoint_files import (
+from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.task import Demonstration
+from tagi_lightning.lora import LoraBank, LoraConfig
+from tagi_lightning.peft_io import AdapterFolderError, Exporter, load_adapter
+from tagi_lightning.peft_io.stacked import INDEX, INSTRUCTIONS, StackedAdapters, StackWriter
+from tagi_lightning.storage.checkpoint_files import (
     LAST,
     PREVIOUS,
     CheckpointError,
@@ -19,12 +24,7 @@ from tagi_lightning.checkpoint_files import (
     read_checkpoint,
     write_checkpoint,
 )
-from tagi_lightning.data.instruction import Instruction
-from tagi_lightning.data.task import Demonstration
-from tagi_lightning.lora import LoraBank, LoraConfig
-from tagi_lightning.peft_io import AdapterFolderError, Exporter, load_adapter
-from tagi_lightning.peft_io.stacked import INDEX, INSTRUCTIONS, StackedAdapters, StackWriter
-from tagi_lightning.serialization import (
+from tagi_lightning.storage.serialization import (
     CONFIG,
     WEIGHTS,
     ModelFolderError,

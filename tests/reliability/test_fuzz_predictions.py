@@ -6,9 +6,9 @@ from fuzzing import DEEP, LEFT_OUT, MARKS, READ, REFUSED, damaged_lines, fuzz, l
 
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.report import DataError
-from tagi_lightning.metrics import aggregate
-from tagi_lightning.predictions import metrics_text, read_predictions
-from tagi_lightning.requests import LineReader, Lines, Request
+from tagi_lightning.evaluation.metrics import aggregate
+from tagi_lightning.evaluation.predictions import metrics_text, read_predictions
+from tagi_lightning.inference.requests import LineReader, Lines, Request
 
 pytestmark = MARKS
 

@@ -10,7 +10,7 @@ import torch
 from commands import weights
 from reliability_runs import difference, final_state, last_step, run_alone
 
-from tagi_lightning.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
+from tagi_lightning.storage.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
 
 pytestmark = pytest.mark.reliability
 

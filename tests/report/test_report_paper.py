@@ -3,7 +3,7 @@ from statistics import fmean
 import pytest
 from report_runs import write_evaluation
 
-from tagi_lightning.benchmarks import MTEST11, paper_table, paper_tables, table10_row
+from tagi_lightning.evaluation.benchmarks import MTEST11, paper_table, paper_tables, table10_row
 from tagi_lightning.report.columns import build_columns
 from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.paper import of_size, paper_cost, paper_figures, paper_rows, table_title

@@ -7,7 +7,7 @@ import yaml
 from commands import ROOT, tagi_commands
 
 from tagi_lightning.backbones import SIZES
-from tagi_lightning.evaluation import SYSTEMS
+from tagi_lightning.evaluation.systems import SYSTEMS
 from tagi_lightning.reproduce.configurations import check_choices, examples_seen, select, stage_files
 from tagi_lightning.reproduce.plan import BUILT_IN, TAUGHT, Grid, check_steps, plan
 from tagi_lightning.reproduce.systems import load_system

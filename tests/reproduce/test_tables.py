@@ -2,8 +2,8 @@ import pytest
 import yaml
 from commands import ROOT
 
-from tagi_lightning.benchmarks import paper_table
-from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+from tagi_lightning.evaluation.benchmarks import paper_table
+from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 from tagi_lightning.reproduce.systems import System
 from tagi_lightning.reproduce.tables import Row, load_table, table_names
 

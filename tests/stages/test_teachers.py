@@ -13,7 +13,7 @@ from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.stages.base import Stage
 from tagi_lightning.stages.teachers import schedule
-from tagi_lightning.teaching import count_steps, teacher_losses
+from tagi_lightning.teachers.teaching import count_steps, teacher_losses
 
 FEW = ["--data.init_args.tasks_per_batch=2", "--data.init_args.instances_per_task=3"]
 """Batches that most categories are absent from."""

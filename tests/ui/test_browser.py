@@ -20,11 +20,11 @@ from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_back
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.fusion import FusionConfig
-from tagi_lightning.instructed import InstructedModel
+from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io.folders import difference
-from tagi_lightning.serialization import save_tagi
+from tagi_lightning.storage.serialization import save_tagi
 
 pytest.importorskip("streamlit", reason="the page needs the extra [ui]")
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")

@@ -7,7 +7,7 @@ from instructed_models import build_instructed
 
 from tagi_lightning.cli.ui import known_tasks
 from tagi_lightning.data.report import DataError
-from tagi_lightning.instructed import InstructedModel
+from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.ui import serving
 
 pytest.importorskip("streamlit", reason="the page needs the extra [ui]")

@@ -19,8 +19,9 @@ from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.bench.measure import Result, in_turn, summarize
 from tagi_lightning.bench.shapes import DEFINITION, INPUT, OUTPUT, backbone, random_tokens
+from tagi_lightning.caches.instructions import InstructionStatesCache
+from tagi_lightning.caches.teacher_logits import TeacherCache, adapter_digests, example_keys
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.instruction_cache import InstructionStatesCache
 from tagi_lightning.lora import LoraBank, LoraWeights
 from tagi_lightning.losses import (
     TopK,
@@ -30,7 +31,6 @@ from tagi_lightning.losses import (
     prediction_loss,
 )
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.teacher_cache import TeacherCache, adapter_digests, example_keys
 
 TASKS, INPUTS = 4, 4
 TEACHERS = 16

@@ -16,8 +16,8 @@ from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones import Backbone, GenerationConfig
 from tagi_lightning.bench.measure import Result, in_turn, summarize
 from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT, backbone, random_tokens
+from tagi_lightning.costs.flops import count_flops, eager_attention
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.flops import count_flops, eager_attention
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 

@@ -19,13 +19,13 @@ from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.backbones.causal_modules import ConditionedLlama
 from tagi_lightning.bench.measure import Result, in_turn, summarize
 from tagi_lightning.bench.shapes import random_tokens
+from tagi_lightning.costs.flops import count_flops
+from tagi_lightning.costs.prefix_costs import AdapterShape, DecoderShape, PrefixCosts
 from tagi_lightning.data.batch import Tokens
-from tagi_lightning.flops import count_flops
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.prefix_costs import AdapterShape, DecoderShape, PrefixCosts
 
 INSTRUCTIONS = {"def": 86, "def+2pos": 276}
 """Mean tokens of SNI's test instructions with SmolLM2's tokenizer, by setting."""

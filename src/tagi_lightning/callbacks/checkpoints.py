@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from tagi_lightning.callbacks.finite import NonFiniteError
 from tagi_lightning.callbacks.resume import ExactResume
-from tagi_lightning.checkpoint_files import BEST, LAST, write_checkpoint
 from tagi_lightning.preemption import Preempted
+from tagi_lightning.storage.checkpoint_files import BEST, LAST, write_checkpoint
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from tagi_lightning.metrics import exact_match
-from tagi_lightning.predictions import Prediction
+from tagi_lightning.evaluation.metrics import exact_match
+from tagi_lightning.evaluation.predictions import Prediction
 
 ROWS = 20
 """Answers shown."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from tagi_lightning.data.instruction import Instruction
-    from tagi_lightning.instructed import InstructedAdapter, InstructedModel
+    from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
     from tagi_lightning.peft_io import Exporter
 
 REPORT = "finetuning.json"
@@ -78,7 +78,7 @@ def adapt(
     import transformers
 
     from tagi_lightning.cli.runs import git_state
-    from tagi_lightning.instructed import InstructedModel
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.peft_io import Exporter
 
     transformers.utils.logging.disable_progress_bar()
@@ -166,7 +166,7 @@ def write_finetuned(
 ) -> Iterator[Path]:
     """Writes and yields the PEFT folder of an adapter that was trained further, with the report beside it."""
     from tagi_lightning.data.labelled import read_labelled
-    from tagi_lightning.finetuning import FinetuneConfig, Finetuner
+    from tagi_lightning.inference.finetuning import FinetuneConfig, Finetuner
 
     steps, lr, seed = options
     tuner = Finetuner(exporter.loaded, FinetuneConfig(steps, lr, seed=seed))

@@ -14,14 +14,14 @@ from tagi_lightning.backbones import SIZES
 from tagi_lightning.backbones.pretrained import locate
 from tagi_lightning.cli.check_data import Lengths, Sample
 from tagi_lightning.cli.check_options import Problems
+from tagi_lightning.costs.scale import GIB, Cost, measure, memory, optimizer_bytes
+from tagi_lightning.costs.scale_report import STRATEGIES, device_cost
+from tagi_lightning.costs.stage_step import Form, Workload
 from tagi_lightning.doctor.limits import available_memory
 from tagi_lightning.doctor.machine import existing
 from tagi_lightning.reproduce.estimate import TRAINED, Shape, likeness, trains_backbone, workload
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.runner import duration
-from tagi_lightning.scale import GIB, Cost, measure, memory, optimizer_bytes
-from tagi_lightning.scale_report import STRATEGIES, device_cost
-from tagi_lightning.stage_step import Form, Workload
 from tagi_lightning.stages import Stage
 
 TFLOPS = 125.0

@@ -15,8 +15,7 @@ from tagi_lightning.backbones import SIZES, build_backbone
 from tagi_lightning.backbones.loading import refuse_float16, t5_config
 from tagi_lightning.cli.check_options import NO_TOKENIZER, Problems
 from tagi_lightning.cli.evaluate import METRICS, EvaluateCLI, Evaluator, check_systems
-from tagi_lightning.evaluation import SYSTEMS
-from tagi_lightning.serialization import read_folder
+from tagi_lightning.evaluation.systems import SYSTEMS
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.align import Alignment, load_run_teachers
 from tagi_lightning.stages.backbone import BackbonePretraining
@@ -26,6 +25,7 @@ from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.stages.pretrain import HypernetworkPretraining
 from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.stages.teachers import TeacherTraining
+from tagi_lightning.storage.serialization import read_folder
 
 SWITCHES = {"init_from": "none", "teachers": "none", "logits_teacher": "backbone"}
 """What a stage reads of others, by option, and the value that goes on without."""

@@ -25,7 +25,7 @@ COLUMNS = (
 
 def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
     """Returns the metrics of every system evaluated in `run`, by name, in the order of the systems' list."""
-    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+    from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 
     found = {}
     for name in (*HEURISTICS, *SYSTEMS):
@@ -44,7 +44,7 @@ def comparison_table(
         evaluations: Metrics of a run's systems by name.
         others: The same of further runs by the run's name, which their rows bear.
     """
-    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+    from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 
     titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}
     named = [(titles[name], metrics) for name, metrics in evaluations.items()]
@@ -61,8 +61,8 @@ def comparison_table(
 
 def benchmark_lines(evaluations: dict[str, dict[str, Any]]) -> str:
     """Returns P3's averages of every system with ranked rows, then the paper's; empty for other task sets."""
-    from tagi_lightning.benchmarks import describe, paper_lines
-    from tagi_lightning.evaluation import SYSTEMS
+    from tagi_lightning.evaluation.benchmarks import describe, paper_lines
+    from tagi_lightning.evaluation.systems import SYSTEMS
 
     lines: list[str] = []
     tasks: set[str] = set()

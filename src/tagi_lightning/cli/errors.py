@@ -9,8 +9,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from tagi_lightning.backbones.loading import BackboneError
 from tagi_lightning.cli.runs import RunFolderError
 from tagi_lightning.data.report import DataError
-from tagi_lightning.serialization import ModelFolderError
 from tagi_lightning.stages.base import MissingInputError
+from tagi_lightning.storage.serialization import ModelFolderError
 
 TOLD_ERRORS = (
     BackboneError,

@@ -17,17 +17,17 @@ from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
 from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
 from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
-from tagi_lightning.controls import ONCE_FOR_ALL_TASKS, generated
+from tagi_lightning.costs.flops import token_formula
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.paraphrase import count_paraphrases
-from tagi_lightning.evaluation import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
-from tagi_lightning.flops import token_formula
-from tagi_lightning.heuristics import copy_demonstration, copy_input
-from tagi_lightning.metrics import aggregate
+from tagi_lightning.evaluation.controls import ONCE_FOR_ALL_TASKS, generated
+from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
+from tagi_lightning.evaluation.metrics import aggregate
+from tagi_lightning.evaluation.predictions import Prediction, write_metrics, write_predictions
+from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.options import flatten
-from tagi_lightning.predictions import Prediction, write_metrics, write_predictions
-from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.evaluate import Evaluation
+from tagi_lightning.storage.serialization import WEIGHTS
 
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 

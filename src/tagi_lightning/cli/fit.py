@@ -12,7 +12,6 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from tagi_lightning.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
 from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import (
@@ -27,9 +26,10 @@ from tagi_lightning.cli.runs import (
 )
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.preemption import Preempted, preemption
-from tagi_lightning.serialization import WEIGHTS
 from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
+from tagi_lightning.storage.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
+from tagi_lightning.storage.serialization import WEIGHTS
 
 STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
 """The stages in the order of the chain."""

@@ -13,8 +13,8 @@ import jsonargparse
 
 if TYPE_CHECKING:
     from tagi_lightning.data.task import Task
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inspection.tasks import InspectedTasks
-    from tagi_lightning.instructed import InstructedModel
     from tagi_lightning.lora import LoraBank
 
 Split = Literal["train", "test"]
@@ -58,10 +58,10 @@ def inspect(
     import transformers
 
     from tagi_lightning.backbones import GenerationConfig
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inspection.answers import answer_tasks, one_a_task, sample_lines
     from tagi_lightning.inspection.page import write_page
     from tagi_lightning.inspection.pictures import inspect_model, sample_pictures
-    from tagi_lightning.instructed import InstructedModel
 
     transformers.utils.logging.disable_progress_bar()
     loaded = InstructedModel.load(model, backbone, device=device)
@@ -151,7 +151,7 @@ def find_teachers(loaded: InstructedModel, teachers: str) -> LoraBank | None:
     Raises:
         ModelFolderError: If the folder that was named holds none that fit the model.
     """
-    from tagi_lightning.serialization import ModelFolderError, load_bank
+    from tagi_lightning.storage.serialization import ModelFolderError, load_bank
 
     if teachers == "none":
         return None

@@ -37,10 +37,10 @@ from tagi_lightning.callbacks import (
 )
 from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.runs import environment
-from tagi_lightning.durable import replace_text
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
+from tagi_lightning.storage.durable import replace_text
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 """Files one of which every tokenizer folder has; without any, transformers makes up a vocabulary."""

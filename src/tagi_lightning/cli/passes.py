@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from tagi_lightning.ensemble import average_predictions
-from tagi_lightning.predictions import Prediction
+from tagi_lightning.evaluation.ensemble import average_predictions
+from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.stages.few_shot import fine_tuned
 

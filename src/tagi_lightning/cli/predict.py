@@ -13,8 +13,8 @@ import jsonargparse
 from tagi_lightning.cli.instructions import one_instruction
 
 if TYPE_CHECKING:
-    from tagi_lightning.answering import Answerer
-    from tagi_lightning.requests import Request
+    from tagi_lightning.inference.answering import Answerer
+    from tagi_lightning.inference.requests import Request
 
 CLOSED = 141
 """Exit code of a command whose output was closed, 128 + SIGPIPE."""
@@ -69,10 +69,10 @@ def predict(
 
     import transformers
 
-    from tagi_lightning.answering import Answerer
     from tagi_lightning.backbones import GenerationConfig
-    from tagi_lightning.instructed import InstructedModel
-    from tagi_lightning.requests import LineReader, Lines, Request
+    from tagi_lightning.inference.answering import Answerer
+    from tagi_lightning.inference.instructed import InstructedModel
+    from tagi_lightning.inference.requests import LineReader, Lines, Request
 
     transformers.utils.logging.disable_progress_bar()
     loaded = InstructedModel.load(model, backbone, dtype, device)

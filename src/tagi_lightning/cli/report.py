@@ -30,7 +30,7 @@ def report(
         experiments: Folder of the experiment files.
     """
     from tagi_lightning.cli.runs import git_state
-    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+    from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
     from tagi_lightning.report.build import write_report
     from tagi_lightning.report.files import ReportError
     from tagi_lightning.report.results import read_results, told

@@ -54,7 +54,7 @@ def check_evaluated(rows: Sequence[Row]) -> None:
     Raises:
         ValueError: If there are any.
     """
-    from tagi_lightning.evaluation import HEURISTICS, SYSTEMS
+    from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 
     known = [*HEURISTICS, *SYSTEMS]
     if unknown := sorted({row.evaluate for row in rows} - set(known)):

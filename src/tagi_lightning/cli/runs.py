@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.data.json_text import parse_json
-from tagi_lightning.durable import replace_text
 from tagi_lightning.options import fits, flatten
+from tagi_lightning.storage.durable import replace_text
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict}

@@ -98,8 +98,8 @@ def scale(
         markdown: Print the whole of docs/scale.md, with all sizes and what is measured here; takes minutes.
     """
     from tagi_lightning.bench.shapes import INSTRUCTIONS
-    from tagi_lightning.scale_report import devices_table, forms_table, measured_table, stage_table, workloads
-    from tagi_lightning.stage_step import Form
+    from tagi_lightning.costs.scale_report import devices_table, forms_table, measured_table, stage_table, workloads
+    from tagi_lightning.costs.stage_step import Form
 
     if devices < 1 or teachers < 1 or tflops <= 0:
         raise ValueError(f"devices, teachers and tflops must be positive, got {devices}, {teachers} and {tflops}")

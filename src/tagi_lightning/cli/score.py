@@ -17,8 +17,8 @@ def score(predictions: str, output: str | None = None, overwrite: bool = False) 
         output: File to write the same JSON to as well.
         overwrite: Replace the output file if it exists.
     """
-    from tagi_lightning.metrics import aggregate
-    from tagi_lightning.predictions import metrics_text, read_predictions, write_metrics
+    from tagi_lightning.evaluation.metrics import aggregate
+    from tagi_lightning.evaluation.predictions import metrics_text, read_predictions, write_metrics
 
     metrics = aggregate(read_predictions(predictions))
     if output is not None:

@@ -54,7 +54,7 @@ def ui(
     import transformers
 
     from tagi_lightning.backbones import GenerationConfig
-    from tagi_lightning.instructed import InstructedModel
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.ui.serving import is_loopback, serve
     from tagi_lightning.ui.workbench import Limits, Workbench
 

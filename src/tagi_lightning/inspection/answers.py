@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.backbones.base import GenerationConfig
-from tagi_lightning.evaluation import answer
+from tagi_lightning.evaluation.metrics import exact_match
+from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.evaluation.systems import answer
 from tagi_lightning.inspection.tasks import InspectedTask, InspectedTasks
-from tagi_lightning.metrics import exact_match
 from tagi_lightning.model import TagiModel
-from tagi_lightning.predictions import Prediction
 
 
 @dataclass(frozen=True)

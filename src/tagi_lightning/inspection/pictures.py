@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.evaluation.metrics import aggregate
+from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.inspection.adapters import Written, collect
 from tagi_lightning.inspection.answers import Sample, to_rows
 from tagi_lightning.inspection.attention import attention_maps
@@ -16,9 +18,7 @@ from tagi_lightning.inspection.figures import distribution_figure, gate_figure, 
 from tagi_lightning.inspection.maps import MOST_NAMES, attention_map, cosine_map, norm_map, taught_map
 from tagi_lightning.inspection.tasks import InspectedTasks, spread
 from tagi_lightning.lora import LoraBank
-from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiModel
-from tagi_lightning.predictions import Prediction
 
 ATTENTION_EXAMPLES = 3
 """Inputs whose attention is shown."""

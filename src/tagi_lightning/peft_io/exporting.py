@@ -12,13 +12,13 @@ from tagi_lightning import __version__
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
-from tagi_lightning.model_card import run_metrics
 from tagi_lightning.peft_io.card import LOSES, adapter_card
 from tagi_lightning.peft_io.merged import merge_to_folder
 from tagi_lightning.peft_io.writing import PeftWriter
+from tagi_lightning.storage.model_card import run_metrics
 
 if TYPE_CHECKING:
-    from tagi_lightning.instructed import InstructedAdapter, InstructedModel
+    from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 
 FIGURES = {"accuracy_mean": "accuracy", "exact_match": "exact match"}
 """Figures by which the loss is told, the first that was measured."""

@@ -22,7 +22,7 @@ from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
 from tagi_lightning.data.task import Demonstration
-from tagi_lightning.instructed import InstructedAdapter, InstructedModel
+from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.peft_io.exporting import Exporter
 from tagi_lightning.peft_io.folders import CARD, PREFIX, AdapterFolderError, new_folder

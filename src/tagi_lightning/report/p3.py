@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from tagi_lightning.benchmarks import MTEST11, table10_row
+from tagi_lightning.evaluation.benchmarks import MTEST11, table10_row
 from tagi_lightning.report.columns import Cell, Column, spread
 from tagi_lightning.report.markdown import aligned_table, mean_spread, number, without_empty
 from tagi_lightning.report.paper import of_size, paper_rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from tagi_lightning.benchmarks import MTEST11, paper_table, paper_tables
+from tagi_lightning.evaluation.benchmarks import MTEST11, paper_table, paper_tables
 from tagi_lightning.report.columns import Column
 from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.tables import Row, Table

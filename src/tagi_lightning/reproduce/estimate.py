@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
+from tagi_lightning.costs.scale import GIB, estimate, measure, memory
+from tagi_lightning.costs.scale_report import markdown
+from tagi_lightning.costs.stage_step import Form, Workload
 from tagi_lightning.reproduce.configurations import needs_teachers, select
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.plan import BUILT_IN, Grid
 from tagi_lightning.reproduce.runner import duration
-from tagi_lightning.scale import GIB, estimate, measure, memory
-from tagi_lightning.scale_report import markdown
-from tagi_lightning.stage_step import Form, Workload
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
 from tagi_lightning.backbones.loading import refuse_float16
-from tagi_lightning.serialization import ModelFolderError
 from tagi_lightning.stages.sharing import over_devices, part_weight
+from tagi_lightning.storage.serialization import ModelFolderError
 
 MODEL = "model"
 """Name of the folder a stage leaves its weights in, under RUN/<stage>."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
+from tagi_lightning.caches.teacher_logits import TeacherCache, adapter_digests, example_keys
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.losses import (
@@ -25,7 +26,6 @@ from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, resolve_backbone
 from tagi_lightning.stages.logits_teacher import load_teacher_folder
 from tagi_lightning.stages.tagi import TagiStage
-from tagi_lightning.teacher_cache import TeacherCache, adapter_digests, example_keys
 
 CATEGORY, BACKBONE = "category", "backbone"
 """Logits teachers that are no folder: eq. 5's, and the bare backbone."""

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
-from tagi_lightning.controls import Controls, Instructions, check_generates
 from tagi_lightning.data.batch import TaskBatch
-from tagi_lightning.evaluation import SYSTEMS, SystemRunner, to_predictions
+from tagi_lightning.evaluation.controls import Controls, Instructions, check_generates
+from tagi_lightning.evaluation.metrics import aggregate
+from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.evaluation.systems import SYSTEMS, SystemRunner, to_predictions
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraBank, LoraConfig
-from tagi_lightning.metrics import aggregate
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.predictions import Prediction
-from tagi_lightning.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
 from tagi_lightning.stages.few_shot import FewShotConfig
 from tagi_lightning.stages.sharing import gather, merge_predictions
+from tagi_lightning.storage.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
 
 
 class Evaluation(Stage):

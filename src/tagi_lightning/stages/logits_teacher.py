@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tagi_lightning.backbones import Backbone, BackboneConfig, load_backbone
 from tagi_lightning.model import TagiModel
-from tagi_lightning.serialization import CONFIG, load_tagi
 from tagi_lightning.stages.base import MissingInputError
+from tagi_lightning.storage.serialization import CONFIG, load_tagi
 
 
 def load_teacher_folder(folder: Path, config: BackboneConfig, student: Backbone) -> Backbone | TagiModel:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tagi_lightning.data.sampler import EpochSampler
-from tagi_lightning.predictions import Prediction, read_predictions, write_predictions
+from tagi_lightning.evaluation.predictions import Prediction, read_predictions, write_predictions
 
 Row = TypeVar("Row")
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from tagi_lightning.backbones import BackboneConfig
-from tagi_lightning.bank_optimizer import BankAdamW, Schedule
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.losses import update_norms
-from tagi_lightning.predictions import write_metrics
-from tagi_lightning.serialization import save_bank
 from tagi_lightning.stages.base import OptimizerConfig, Stage
-from tagi_lightning.teacher_report import TeacherGain, gain_sums, gains, spread, table, warning
-from tagi_lightning.teaching import AdapterSelection, count_steps, teacher_losses
+from tagi_lightning.storage.serialization import save_bank
+from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule
+from tagi_lightning.teachers.gains import TeacherGain, gain_sums, gains, spread, table, warning
+from tagi_lightning.teachers.teaching import AdapterSelection, count_steps, teacher_losses
 
 
 class TeacherTraining(Stage):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.inspection.adapters import compared_sites, cosines, update_inner, update_norms
 from tagi_lightning.inspection.answers import shortened
-from tagi_lightning.instructed import InstructedModel
 from tagi_lightning.lora import LoraSite, LoraWeights
 
 NAME = 80

@@ -1,0 +1,1 @@
+"""What stages and instructions cost: parameters, operations, memory, measured or told from shapes."""

@@ -1,0 +1,269 @@
+"""The systems of a comparison: what each reads, and what adapts the backbone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedTokenizerBase
+
+from tagi_lightning.adapter import TaskAdapter
+from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.caches.adapters import AdapterCache
+from tagi_lightning.costs.flops import count_flops, eager_attention
+from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
+from tagi_lightning.data.task import Task
+from tagi_lightning.evaluation import controls
+from tagi_lightning.evaluation.controls import Adapt, Controls, Source
+from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.model import TagiModel
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """One system of a comparison.
+
+    Attributes:
+        reads: The bare input, instruction and input concatenated, or what the trained model was trained to read.
+        adapter: What gives each batch its adapters.
+        data: Test tasks, those each with another test task's instruction or with its own in other words, or held-out
+            training instances; or test tasks in passes, one for each demonstration, or one for each data set after
+            training on its demonstrations.
+        title: What tables call it.
+    """
+
+    reads: Literal["input", "prompt", "trained"]
+    adapter: Source
+    data: Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
+    title: str
+
+    @property
+    def generates(self) -> bool:
+        """Whether the hypernetwork takes part."""
+        return self.adapter in (controls.generated, controls.lora_alone) or self.replaces_adapter
+
+    @property
+    def replaces_adapter(self) -> bool:
+        """Whether fusion and memory are the task's own and LoRA and prefix are not."""
+        return self.adapter in (controls.other_generated, controls.mean_generated)
+
+    @property
+    def uses_teachers(self) -> bool:
+        """Whether teachers take part."""
+        return self.adapter in (controls.taught, controls.mean_taught, controls.nearest_taught)
+
+
+SYSTEMS: dict[str, SystemSpec] = {
+    "no_instruction": SystemSpec("input", controls.nothing, "test", "backbone, no instruction"),
+    "wrong_instruction": SystemSpec(
+        "trained", controls.generated, "wrong_instruction", "TAGI, another task's instruction"
+    ),
+    "wrong_adapter": SystemSpec("trained", controls.other_generated, "test", "TAGI, another task's LoRA"),
+    "mean_adapter": SystemSpec("trained", controls.mean_generated, "test", "TAGI, mean LoRA of the training tasks"),
+    "paraphrased": SystemSpec("trained", controls.generated, "paraphrased", "TAGI, instruction in other words"),
+    "mean_teachers": SystemSpec("prompt", controls.mean_taught, "test", "mean of the teachers"),
+    "nearest_teacher": SystemSpec(
+        "prompt", controls.nearest_taught, "test", "teacher of the most similar training instruction"
+    ),
+    "concatenated": SystemSpec("prompt", controls.nothing, "test", "backbone, instruction concatenated"),
+    "tagi": SystemSpec("trained", controls.generated, "test", "TAGI"),
+    "lora_only": SystemSpec("trained", controls.lora_alone, "test", "TAGI, its LoRA alone, as PEFT holds it"),
+    "ensemble": SystemSpec("trained", controls.generated, "each_demonstration", "ensemble over demonstrations"),
+    "full_ft": SystemSpec("prompt", controls.nothing, "few_shot", "backbone, trained on demonstrations"),
+    "teachers_backbone": SystemSpec(
+        "prompt", controls.nothing, "held_out", "held out: backbone, instruction concatenated"
+    ),
+    "teachers": SystemSpec("prompt", controls.taught, "held_out", "held out: the categories' teachers"),
+}
+"""Systems that run a model, by name. `teachers` is the control by the teacher of the task itself: one a category."""
+
+HEURISTICS = {
+    "copy_input": "copy the input",
+    "copy_demonstration": "copy the first demonstration's output",
+}
+"""Systems without a model, by name, with their titles."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A system's answers to one batch.
+
+    Attributes:
+        texts: Generated text, or the choice likeliest per token (TAGI's rule), B long.
+        logprob_sum: Log-likelihood of each choice summed over its tokens (T0's rule), B rows; empty where generated.
+        logprob_mean: The same per token.
+    """
+
+    texts: tuple[str, ...]
+    logprob_sum: tuple[tuple[float, ...], ...] = ()
+    logprob_mean: tuple[tuple[float, ...], ...] = ()
+
+
+class SystemRunner:
+    """Runs one system over batches; each instruction is read once, and a batch of one task has its LoRA merged."""
+
+    def __init__(
+        self,
+        spec: SystemSpec,
+        model: TagiModel,
+        controls: Controls | None = None,
+        adapt: Adapt | None = None,
+    ) -> None:
+        """Takes what the system is made of.
+
+        Args:
+            spec: The system.
+            model: Backbone, and the hypernetwork where the system generates adapters.
+            controls: Teachers, and what is computed once for all tasks, where the system uses any.
+            adapt: Turns instructions into adapters; None for a cache of prepared adapters.
+        """
+        self.spec = spec
+        self.model = model
+        self.controls = controls or Controls(model)
+        self.adapt = adapt or AdapterCache(model)
+        self._tasks: tuple[str, ...] = ()
+        self._adapter = TaskAdapter()
+
+    def inputs(self, batch: TaskBatch) -> Tokens:
+        """Returns what the system reads.
+
+        Raises:
+            ValueError: If the batch lacks the concatenated prompt.
+        """
+        if self.spec.reads == "trained":
+            return self.model.inputs(batch)
+        inputs = batch.input if self.spec.reads == "input" else batch.prompt
+        if inputs is None:
+            raise ValueError("this system reads instruction and input concatenated: set data.with_prompt=true")
+        return inputs
+
+    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter, Tensor]:
+        """Returns what the backbone reads, its adapter, and the adapter's row for each example."""
+        inputs = self.inputs(batch)
+        if not batch.tasks or batch.tasks != self._tasks:
+            self._adapter = self.spec.adapter(self.controls, self.adapt, batch)
+            self._tasks = batch.tasks
+        return inputs, self._adapter, batch.task_index
+
+    @torch.no_grad()
+    def answer(self, batch: TaskBatch, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Answers:
+        """Answers one batch: ranks its choices where it has any, generates elsewhere."""
+        inputs, adapter, index = self.condition(batch)
+        merged = adapter.lora is not None and adapter.num_tasks == 1
+        with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
+            return answer(self.model, batch, inputs, rest, index, config, tokenizer)
+
+    @torch.no_grad()
+    def forward(self, batch: TaskBatch) -> Tensor:
+        """Returns teacher-forced logits over the references [B, O, V]."""
+        inputs, adapter, index = self.condition(batch)
+        logits: Tensor = self.model(inputs, batch.labels, adapter, index)
+        return logits
+
+
+@torch.no_grad()
+def answer(
+    model: TagiModel,
+    batch: TaskBatch,
+    inputs: Tokens,
+    adapter: TaskAdapter,
+    task_index: Tensor,
+    config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Answers:
+    """Answers one batch: ranks its choices where it has any, generates elsewhere.
+
+    Args:
+        model: The model.
+        batch: What is asked.
+        inputs: What the backbone reads [B, S].
+        adapter: Conditioning of T tasks.
+        task_index: Task of each example [B].
+        config: How to decode.
+        tokenizer: Decodes generated ids.
+    """
+    if batch.choices is None or batch.choice_index is None:
+        ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        if config.stop_at_newline:
+            texts = [text.strip().partition("\n")[0] for text in texts]
+        return Answers(tuple(text.strip() for text in texts))
+    labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
+    totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)
+    counts = torch.bincount(batch.choice_index, minlength=len(batch)).tolist()
+    sums = tuple(tuple(row.tolist()) for row in totals.split(counts))
+    means = tuple(tuple(row.tolist()) for row in (totals / lengths).split(counts))
+    texts = [
+        choices[max(range(len(row)), key=row.__getitem__)]
+        for choices, row in zip(batch.choice_texts, means, strict=True)
+    ]
+    return Answers(tuple(texts), sums, means)
+
+
+def to_predictions(
+    batch: TaskBatch, answers: Answers, tokenizer: PreTrainedTokenizerBase, find_task: Callable[[str], Task]
+) -> list[Prediction]:
+    """Returns answers as rows to be scored.
+
+    Args:
+        batch: What was answered.
+        answers: The answers.
+        tokenizer: Decodes the instructions, whose digests the rows carry.
+        find_task: Returns a task by its name.
+    """
+    instructions = tokenizer.batch_decode(batch.instruction.ids, skip_special_tokens=True)
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in instructions]
+    tasks = [find_task(name) for name in batch.tasks]
+    golds = batch.gold.tolist() if batch.gold is not None else []
+    rows = []
+    for place, row in enumerate(batch.task_index.tolist()):
+        ranked: dict[str, Any] = {}
+        if answers.logprob_sum:
+            sums, means = answers.logprob_sum[place], answers.logprob_mean[place]
+            ranked = {"choices": batch.choice_texts[place], "logprob_sum": sums, "logprob_mean": means}
+            ranked["gold"] = golds[place]
+        rows.append(
+            Prediction(
+                id=batch.ids[place],
+                task=tasks[row].name,
+                category=tasks[row].category,
+                dataset=tasks[row].dataset,
+                template=tasks[row].template,
+                instruction_sha256=digests[row],
+                prediction=answers.texts[place],
+                references=batch.references[place],
+                **ranked,
+            )
+        )
+    return rows
+
+
+def measure_flops(
+    spec: SystemSpec, model: TagiModel, batches: Iterable[TaskBatch], controls: Controls | None = None
+) -> int:
+    """Counts the operations of a system over `batches` with outputs of the references' length, by shapes alone.
+
+    Attention runs in its plain form on tensors without storage, so that nothing is computed and everything is counted,
+    except what is computed once for all tasks: a mean adapter, the search for similar instructions.
+
+    Args:
+        spec: The system.
+        model: Its backbone and hypernetwork.
+        batches: What it reads; each run of batches with the same tasks has its instructions encoded once.
+        controls: Teachers, and what is computed once for all tasks, where the system uses any.
+    """
+    total = 0
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    runner = SystemRunner(spec, model, controls, adapt=lambda tokens: model.backbone.prepare(model.adapt(tokens)))
+    with eager_attention(model.backbone.model):
+        for batch in batches:
+            with fake:
+                shapes = batch.map(fake.from_tensor)
+                total += count_flops(lambda shapes=shapes: runner.forward(shapes))  # type: ignore[misc]
+    return total

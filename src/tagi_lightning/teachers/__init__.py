@@ -1,0 +1,1 @@
+"""Teachers: a bank of LoRA adapters trained together, one a category, and what each gains."""

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from instructed_models import CONFIGS, build_instructed
+
+from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.data.instruction import Instruction, InstructionPrompts
+from tagi_lightning.data.task import Demonstration
+from tagi_lightning.inference.answering import Answerer
+from tagi_lightning.inference.instructed import InstructedModel
+from tagi_lightning.inference.requests import Request
+
+SHORT = GenerationConfig(max_new_tokens=6)
+FIRST, LAST = Instruction("Say the first word."), Instruction("Say the last word.", (Demonstration("1 2", "2"),))
+TOO_LONG = Instruction("word " * 300)
+INPUTS = ["first word", "2 1", "example", "the", "say the word 1", "x"]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def loaded(request):
+    """A model of each kind; not to be changed."""
+    return build_instructed(request.param)
+
+
+def requests(*instructions, choices=()):
+    pairs = enumerate(zip(instructions, INPUTS, strict=False), start=1)
+    return [Request(number, instruction, text, choices) for number, (instruction, text) in pairs]
+
+
+def alone(loaded, request):
+    """Returns the answer to one request by itself."""
+    return loaded.generate(loaded.adapt(request.instruction), [request.input], SHORT)[0]
+
+
+def test_strings_go_in_and_come_out_as_each_alone(loaded):
+    adapter = loaded.adapt("Say the last word.", [("1 2", "2")])
+    assert adapter.instruction == LAST
+    answers = loaded.generate(adapter, INPUTS, SHORT)
+    assert len(set(answers)) > 1
+    assert answers == [loaded.generate(adapter, [text], SHORT)[0] for text in INPUTS]
+    assert loaded.generate(adapter, [], SHORT) == []
+
+
+def test_several_instructions_give_the_adapters_of_each_alone(loaded, distance):
+    for found, instruction in zip(loaded.adapt_all([FIRST, LAST]), [FIRST, LAST], strict=True):
+        expected = loaded.adapt(instruction)
+        for left, right in zip(found.prepared.tensors(), expected.prepared.tensors(), strict=True):
+            assert distance(left, right) < 1e-5
+
+
+def test_an_adapter_tells_the_demonstrations_that_were_read_alone():
+    loaded = build_instructed("t5")
+    given = Instruction("Say it.", (Demonstration("1", "2"), Demonstration("3", "4")))
+    assert loaded.adapt(given).instruction.demonstrations == given.demonstrations[:1]
+
+
+def test_requests_of_mixed_instructions_are_answered_in_their_order(loaded):
+    asked = requests(FIRST, LAST, FIRST, FIRST, LAST, FIRST)
+    answerer = Answerer(loaded, SHORT)
+    assert [each.text for each in answerer(asked)] == [alone(loaded, each) for each in asked]
+    assert (answerer.cache.misses, answerer.cache.hits) == (2, 0)
+    assert [each.text for each in answerer(asked[:1])] == [alone(loaded, asked[0])]
+    assert (answerer.cache.misses, answerer.cache.hits) == (2, 1)
+
+
+def test_a_request_that_cannot_be_answered_does_not_harm_the_others(loaded):
+    asked = requests(FIRST, TOO_LONG, FIRST, LAST, LAST)
+    answers = Answerer(loaded, SHORT)(asked)
+    assert "leaves no room for an input" in str(answers[1])
+    for place in (0, 2, 3, 4):
+        assert answers[place].text == alone(loaded, asked[place])
+
+
+def test_choices_are_ranked_beside_requests_without_any(loaded):
+    ranked = [Request(number, FIRST, text, ("yes", "no", "1 2 3")) for number, text in enumerate(INPUTS[:2])]
+    plain = requests(FIRST, LAST)
+    answers = Answerer(loaded, SHORT)([ranked[0], plain[0], ranked[1], plain[1]])
+    assert [answers[1].text, answers[3].text] == [alone(loaded, each) for each in plain]
+    assert answers[1].to_json(plain[0]).keys() == {"id", "output"}
+    for answer in (answers[0], answers[2]):
+        best = max(range(3), key=answer.logprob_mean.__getitem__)
+        assert answer.text == ranked[0].choices[best]
+        assert all(total <= mean <= 0 for total, mean in zip(answer.logprob_sum, answer.logprob_mean, strict=True))
+    assert answers[0].to_json(ranked[0]).keys() == {"id", "output", "choices", "logprob_sum", "logprob_mean"}
+
+
+def test_an_input_that_is_not_read_whole_is_told(loaded):
+    texts = ["x", "1 2 " * 300, "1 " * 60]
+    asked = [Request(number, FIRST, text) for number, text in enumerate(texts)]
+    assert [each.cut for each in Answerer(loaded, SHORT)(asked)] == [False, True, False]
+
+
+def test_inputs_are_the_tokens_of_training():
+    loaded = build_instructed("t5-prompt")
+    prompts, tokenizer = loaded.prompts, loaded.tokenizer
+    text = "Definition: Say the last word.\n\nPositive Example 1 -\nInput: 1 2.\nOutput: 2.\n\n"
+    text += "Now complete the following example -\nInput: 3 4.\nOutput: "
+    [row] = loaded.input_rows([LAST], ["3 4"])
+    assert tokenizer.decode(row) == f"{text}</s>"
+    assert tokenizer.decode(prompts.inputs(tokenizer, ["3 4"])[0]) == "3 4.\nOutput: </s>"
+    plain = InstructionPrompts("t5", "plain")
+    assert tokenizer.decode(plain.inputs(tokenizer, ["3 4"], LAST)[0]) == "3 4</s>"
+    assert tokenizer.decode(prompts.targets(tokenizer, ["5"])[0]) == "5</s>"
+
+
+def test_a_saved_peft_folder_is_the_adapter(tmp_path):
+    from tagi_lightning.peft_io import load_adapter
+
+    loaded = build_instructed("t5")
+    adapter = loaded.adapt(LAST)
+    loaded.save_peft(adapter, tmp_path / "adapter", facts={"made for": "a test"})
+    assert "| made for | a test |" in (tmp_path / "adapter" / "README.md").read_text()
+    back = load_adapter(tmp_path / "adapter", loaded.model)
+    for left, right in zip(back.tensors(), adapter.prepared.tensors(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_an_instructed_model_is_a_value():
+    loaded = build_instructed("t5-lora")
+    assert InstructedModel(loaded.model, loaded.tokenizer, loaded.prompts) == loaded
