@@ -153,10 +153,16 @@ tensorboard: install ## show curves and pictures of all runs, or of RUN
 test: install ## run the tests
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(ARGS)
 
-test-reliability: install ## kills, signals, faults and damaged files in numbers: forty minutes on two cores by estimate; writes the table of docs/reliability.md
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 POINTS=$(or $(POINTS),20) EXAMPLES=$(or $(EXAMPLES),10000) RECORD=docs/reliability.json \
-	  $(VENV)/bin/python -m pytest -m reliability $(ARGS)
-	$(VENV)/bin/python tests/reliability_table.py docs/reliability.json docs/reliability.md
+test-reliability: install ## kills, signals, faults and damaged files in numbers, on two cores; writes the table of docs/reliability.md
+	rm -rf build/reliability
+	$(MAKE) --no-print-directory -j2 build/reliability/files.json build/reliability/runs.json
+	$(if $(ARGS),,$(VENV)/bin/python tests/reliability_table.py docs/reliability.md docs/reliability.json build/reliability/*.json)
+
+build/reliability/files.json: TESTS = tests/reliability/test_fuzz_*.py
+build/reliability/runs.json: TESTS = tests/reliability --ignore-glob='*/test_fuzz_*'
+build/reliability/%.json:
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 POINTS=$(or $(POINTS),20) EXAMPLES=$(or $(EXAMPLES),10000) RECORD=$@ \
+	  $(VENV)/bin/python -m pytest -v -m reliability --durations=15 $(TESTS) $(ARGS)
 
 coverage: install ## run the tests and report coverage
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest --cov --cov-report=term $(ARGS)

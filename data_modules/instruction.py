@@ -15,18 +15,13 @@ from transformers import PreTrainedTokenizerFast
 from data_modules.loader import ResumableLoader
 from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator
+from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.data.paraphrase import paraphrase
 from tagi_lightning.data.prompts import PlainForm, PromptAssembler, PromptForm
 from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sampler import (
-    EpochSampler,
-    EvaluationSampler,
-    InstructionSampler,
-    TaskBatchSampler,
-    task_lengths,
-)
+from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, task_lengths
 from tagi_lightning.data.splits import ValSplit, demonstrations_as_instances, exchange_instructions
 from tagi_lightning.data.task import Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tagi_lightning.data.batch import TaskBatch
-from tagi_lightning.data.sampler import EpochSampler
+from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.preemption import signals_blocked
 
 

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from data_modules.instruction import InstructionDataModule
 from data_modules.loader import ResumableLoader
 from tagi_lightning.data.causal_prompts import PromptKind
+from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.data.pretraining import (
     MIN_LENGTH,
     DenoisingCollator,
@@ -22,7 +23,6 @@ from tagi_lightning.data.pretraining import (
     SegmentCollator,
     sentinel_ids,
 )
-from tagi_lightning.data.sampler import EpochSampler
 from tagi_lightning.data.text import (
     DocumentUnit,
     TextBatchSampler,

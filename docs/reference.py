@@ -12,7 +12,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentParser, capture_parser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -45,6 +45,7 @@ def pages() -> dict[str, str]:
 def commands_page() -> str:
     """Returns every verb with its options."""
     from tagi_lightning import cli
+    from tagi_lightning.cli.completion import parser_of
 
     exits = inspect.getdoc(cli.main).partition("exit code: ")[2]  # type: ignore[union-attr]
     parts = [
@@ -58,7 +59,8 @@ def commands_page() -> str:
             parts += [f"{summary[0].upper()}{summary[1:]}.", f"Options: {LIGHTNING_VERBS[verb]}"]
         else:
             parser = parser_of(verb)
-            parts += [parser.description or summary, table(parser._actions, "--")]
+            parts += [parser.description or summary, *words(parser._actions)]
+            parts += [table(parser._actions, "--")] if any(map(is_option, parser._actions)) else []
     return page(parts)
 
 
@@ -70,6 +72,8 @@ def options_page() -> str:
         "`--system FILE` applies a file of `experiments/systems/` after all configurations and before other options. "
         "`trainer` takes what Lightning's `Trainer` takes.",
     ]
+    from tagi_lightning.cli.completion import parser_of
+
     actions = [a for a in parser_of("fit")._actions if a.dest.partition(".")[0] not in ("trainer", "model", "data")]
     return page(parts + list(groups(actions, "--", level=2)))
 
@@ -108,13 +112,6 @@ def data_page() -> str:
     return page(parts)
 
 
-def parser_of(verb: str) -> ArgumentParser:
-    """Returns the parser of `tagi VERB`."""
-    from tagi_lightning import cli
-
-    return capture_parser(lambda: cli.main([verb]))
-
-
 def class_parts(kind: type, linked: set[str]) -> list[str]:
     """Returns the section of a class of the configuration, without the options that are linked to others."""
     parser = ArgumentParser()
@@ -138,6 +135,12 @@ def groups(actions: Iterable[Action], prefix: str, level: int) -> Iterator[str]:
 def is_option(action: Action) -> bool:
     """Returns whether an action holds a value of its own rather than help or a whole group."""
     return hasattr(action, "_typehint") and not action.dest.endswith(".help")
+
+
+def words(actions: Iterable[Action]) -> list[str]:
+    """Returns what stands without an option's name, as a list where there is any."""
+    lines = [f"- `{action.dest.upper()}`: {cell(action.help or '')}" for action in actions if not action.option_strings]
+    return ["\n".join(lines)] if lines else []
 
 
 def table(actions: Iterable[Action], prefix: str) -> str:

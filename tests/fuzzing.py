@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ SECONDS, BYTES, CHARACTERS = 20, 2**31, 5_000
 """What one input may take: time, memory beyond that of the process, and the length of an error message."""
 
 REFUSED, LEFT_OUT, READ = "refused by name", "read with something left out and counted", "read"
+AGAIN = "noticed, to be made again"
 OTHER = "read as other values, which such a file cannot tell"
 
 DEEP = 100_000
@@ -129,6 +131,11 @@ def damaged_lines(*rows):
     return damaged_json(*rows) | damaged_bytes(*(json.dumps(row).encode() for row in rows))
 
 
+def damaged_file(content):
+    """Returns a strategy of a damaged file of JSON or YAML, its values or its bytes."""
+    return damaged_json(yaml.safe_load(content)) | damaged_bytes(content)
+
+
 def put(path, content):
     """Writes a file anew: to empty one that is there makes some file systems write it to the disk at once."""
     path.unlink(missing_ok=True)
@@ -145,6 +152,11 @@ def refused(read, error, *names):
         assert len(message) <= CHARACTERS
         message.encode()  # it can be printed
         return None
+
+
+def kind(report):
+    """Returns what came of data that were read with a report."""
+    return REFUSED if report.errors else LEFT_OUT if report.notes else READ
 
 
 @contextlib.contextmanager
@@ -195,5 +207,37 @@ def fuzz(record, reader, inputs, attempt, known=()):
     with limited():
         every()
     if MARKS:
-        told = ", ".join(f"{outcomes[kind]:,} {kind}" for kind in (REFUSED, LEFT_OUT, READ, OTHER) if outcomes[kind])
+        told = ", ".join(
+            f"{outcomes[kind]:,} {kind}" for kind in (REFUSED, AGAIN, LEFT_OUT, READ, OTHER) if outcomes[kind]
+        )
         record(f"Damaged {reader}", outcomes.total(), told)
+
+
+def fuzz_file(record, reader, path, inputs, read, error, *, named=None, good=b"", known=(), check=lambda found: None):
+    """Gives a reader a file with damaged content, which it must refuse by name or read.
+
+    Args:
+        record: As `fuzz` takes it.
+        reader: As `fuzz` takes it.
+        path: The file.
+        inputs: Strategy of its content.
+        read: Reads the file; never returns None.
+        error: What it raises of a file that it refuses.
+        named: What its message names; the file where None is given.
+        good: What stands before the damaged content, and must be read as without it.
+        known: Inputs that were faults once, which come first.
+        check: Asserts what must hold of all that is read.
+    """
+    put(path, good)
+    expected = read() if good else []
+
+    def attempt(content):
+        put(path, good + content + b"\n" if good else content)
+        found = refused(read, error, named or path)
+        if found is None:
+            return REFUSED
+        assert not good or found[: len(expected)] == expected
+        check(found)
+        return READ
+
+    fuzz(record, reader, inputs, attempt, known)

@@ -1,4 +1,4 @@
-"""Puts what `make test-reliability` recorded into the table of docs/reliability.md."""
+"""Puts what one `make test-reliability` recorded into docs/reliability.md, in the place of the table that was there."""
 
 import json
 import re
@@ -8,19 +8,31 @@ from pathlib import Path
 START, END = "<!-- table -->", "<!-- end of table -->"
 
 
-def table(rows):
-    """Returns the record as a Markdown table."""
-    lines = ["| what was tried | times | outcome |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {what} | {row['tried']} | {row['outcome']} |" for what, row in sorted(rows.items())])
+def joined(records):
+    """Returns the records of a run's processes as one."""
+    runs = [record["run"] for record in records]
+    counts = {name: sum(run[name] for run in runs) for name in ("tests", "skipped")}
+    most = {name: max(run[name] for run in runs) for name in ("points", "examples", "minutes")}
+    rows = {what: row for record in records for what, row in record["rows"].items()}
+    return {"run": most | counts, "rows": dict(sorted(rows.items()))}
 
 
-def with_table(text, rows):
+def table(record):
+    """Returns a record as a sentence on its run and a Markdown table."""
+    run = record["run"]
+    told = f"Of one run with `POINTS={run['points']} EXAMPLES={run['examples']}`: {run['tests']} tests in"
+    told += f" {run['minutes']:.0f} minutes, {run['skipped']} skipped and none failed."
+    rows = [f"| {what} | {row['tried']} | {row['outcome']} |" for what, row in record["rows"].items()]
+    return "\n".join([told, "", "| what was tried | times | outcome |", "|---|---|---|", *rows])
+
+
+def with_table(text, record):
     """Returns a document with the record between its marks."""
-    return re.sub(f"{START}.*{END}", lambda _: f"{START}\n{table(rows)}\n{END}", text, flags=re.DOTALL)
+    return re.sub(f"{START}.*{END}", lambda _: f"{START}\n{table(record)}\n{END}", text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
-    record, document = map(Path, sys.argv[1:])
-    document.write_text(
-        with_table(document.read_text(encoding="utf-8"), json.loads(record.read_text(encoding="utf-8")))
-    )
+    document, whole, *parts = map(Path, sys.argv[1:])
+    record = joined([json.loads(part.read_text(encoding="utf-8")) for part in parts])
+    whole.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    document.write_text(with_table(document.read_text(encoding="utf-8"), record), encoding="utf-8")

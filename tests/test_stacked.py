@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,17 @@ def test_adapters_come_back_bit_for_bit_by_name_and_by_number(loaded, tmp_path, 
             assert distance(left, right) < 1e-5
         inputs = ["1 2", "the word"]
         assert loaded.generate(by_name, inputs) == loaded.generate(expected, inputs)
+
+
+def test_examples_that_the_model_does_not_read_change_no_adapter(tmp_path):
+    loaded = build_instructed("t5-lora")
+    loaded = replace(loaded, prompts=replace(loaded.prompts, demonstrations=0))
+    write(loaded, tmp_path / "stack")
+    [first, *_] = INSTRUCTIONS
+    found, expected = StackedAdapters(tmp_path / "stack", loaded).adapter(0), loaded.adapt(first.text)
+    assert found.instruction == replace(first, demonstrations=())
+    for site, factor in expected.lora.b.items():
+        assert torch.allclose(found.lora.b[site], factor, atol=1e-6)
 
 
 def test_what_is_not_there_is_told(loaded, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tagi_lightning.backbones.memory_attention import additive as to_add
 from tagi_lightning.backbones.memory_attention import attend, join_mask
 
 TASKS, RUN, HEADS, INSTRUCTION, OWN, SIZE = 2, 3, 4, 5, 6, 8
@@ -26,11 +27,11 @@ def test_it_is_softmax_attention_to_the_concatenation(queries, groups, masked, a
         own_mask = own_mask[:, None, None].expand(-1, -1, queries, -1)
     if masked and additive:
         own_mask = torch.zeros(own_mask.shape, dtype=torch.float64).masked_fill(~own_mask, torch.finfo().min)
-    found = attend(query, memory, memory_mask, own, own_mask, scaling=0.3)
-
     index = torch.arange(TASKS).repeat_interleave(RUN)
-    keys, values = (torch.cat([memory[part][index], own[part]], dim=2) for part in (0, 1))
     mask = join_mask(memory_mask[index], own_mask, OWN)
+    found = attend(query, memory, own, to_add(mask, query.dtype), scaling=0.3)
+
+    keys, values = (torch.cat([memory[part][index], own[part]], dim=2) for part in (0, 1))
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, scale=0.3, enable_gqa=groups != HEADS
     )

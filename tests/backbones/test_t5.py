@@ -79,7 +79,7 @@ def test_few_and_many_rows_of_a_task_are_answered_alike(backbone, trained, token
     model, config = trained(backbone), GenerationConfig(max_new_tokens=6)
     inputs, adapter = tokens([4, 7, 5]), model.prepare(tokens([6]))
     few = model.generate(inputs, adapter, torch.zeros(3, dtype=torch.long), config)
-    monkeypatch.setattr(t5, "FEW", 0)
+    monkeypatch.setattr(t5, "COPIED", -1)
     assert torch.equal(model.generate(inputs, adapter, torch.zeros(3, dtype=torch.long), config), few)
 
 
@@ -255,9 +255,9 @@ def test_the_digest_follows_every_weight(build):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("few", [0, 4])
-def test_a_prepared_adapter_of_another_type_answers(backbone, trained, tokens, monkeypatch, few):
-    monkeypatch.setattr(t5, "FEW", few)
+@pytest.mark.parametrize("copied", [-1, t5.COPIED])
+def test_a_prepared_adapter_of_another_type_answers(backbone, trained, tokens, monkeypatch, copied):
+    monkeypatch.setattr(t5, "COPIED", copied)
     model, stored = trained(copy.deepcopy(backbone).bfloat16()), torch.float32
     answers = model.generate(
         tokens([4, 7]), model.prepare(tokens([6]), stored), torch.zeros(2, dtype=torch.long), GenerationConfig(4)

@@ -5,7 +5,7 @@ from commands import command, copy_stages, tagi
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from tagi_lightning.callbacks import LineProgress, progress
-from tagi_lightning.callbacks.progress import describe_seconds
+from tagi_lightning.callbacks.progress import describe_seconds, pace
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_lines_give_step_speed_time_left_and_loss(chain, task_set, tmp_path, mon
     assert tagi(command("teachers", tmp_path, task_set, "--trainer.max_steps=3")) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("teachers: step")]
     assert [line.split()[2].rstrip(",") for line in lines] == ["1/3", "2/3", "3/3"]
-    assert all("/s, " in line and " left, loss " in line for line in lines)
+    assert all(("/s, " in line or " s each, " in line) and " left, loss " in line for line in lines)
     assert " 0s left" in lines[-1]
 
 
@@ -45,3 +45,10 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert isinstance(LineProgress.for_this_output(), TQDMProgressBar)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     assert isinstance(LineProgress.for_this_output(), LineProgress)
+
+
+@pytest.mark.parametrize(
+    ("speed", "told"), [(12.46, "12.5/s"), (1.0, "1.0/s"), (0.25, "4.0 s each"), (1 / 212, "212.0 s each"), (0, "-")]
+)
+def test_the_pace_is_readable_at_any_speed(speed, told):
+    assert pace(speed) == told

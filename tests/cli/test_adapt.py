@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,24 @@ def test_many_adapters_go_into_one_folder_and_one_of_them_into_a_peft_folder(mod
     code, _, said = adapt(capsys, *options, "--name", "say")
     assert code == 1
     assert "has no adapter say; there is say-0" in said
+
+
+def test_examples_that_a_model_does_not_read_are_told_of_folders_and_stacks_alike(save, tmp_path, capsys):
+    model = save("definitions", TagiConfig(LoraConfig(rank=4), **ALONE), replace(PROMPTS, demonstrations=0))
+    told = "the model was trained on definitions alone; it reads no examples\n"
+    options = ["--model", model, "--instruction", TEXT, "--positive", json.dumps(SHOWN)]
+    code, _, said = adapt(capsys, *options, "--output", tmp_path / "one")
+    assert code == 0
+    assert said.endswith(f": {told}")
+    code, _, of_stack = adapt(capsys, *options, "--output", tmp_path / "stack", "--stacked", "true")
+    assert code == 0
+    assert of_stack.startswith(said)
+    rows = [{"instruction": f"Say {number}.", "demonstrations": SHOWN[:number]} for number in range(3)]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["--model", model, "--file", tmp_path / "many.jsonl", "--output", tmp_path / "many", "--stacked", "true"]
+    said = adapt(capsys, *options)[2]
+    assert said.count(told) == 1
+    assert f" and 1 more: {told}" in said
 
 
 def test_an_adapter_is_trained_further_and_reported_beside_scratch(model, tmp_path, capsys):

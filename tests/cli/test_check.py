@@ -126,6 +126,19 @@ def test_another_backbones_tokenizer_is_told(begun, task_set, tmp_path, capsys):
     assert "its ids mean something else there" in err
 
 
+@pytest.mark.parametrize("content", ["{", '{"names": 3}'])
+def test_damaged_teachers_are_told_also_where_the_data_cannot_be_read(begun, task_set, tmp_path, capsys, content):
+    (begun / "teachers" / "model" / "config.json").write_text(content)
+    shutil.copy(task_set.with_name("tasks.yaml"), tmp_path / "tasks.yaml")
+    shutil.copytree(task_set, tmp_path / "broken")
+    victim = min((tmp_path / "broken" / "tasks").glob("*.json"))
+    victim.write_text("{", encoding="utf-8")
+    code, _, err = check(capsys, "distill", begun, tmp_path / "broken")
+    assert code == 1
+    assert str(begun / "teachers" / "model" / "config.json") in err
+    assert victim.name in err
+
+
 def test_teachers_of_other_categories_are_told(begun, task_set, capsys):
     code, _, err = check(capsys, "distill", begun, task_set, "--data.init_args.categories=[count, sort]")
     names = json.loads((begun / "teachers" / "model" / "config.json").read_text(encoding="utf-8"))["names"]

@@ -1,20 +1,22 @@
 import json
 
-from tagi_lightning.cli.compare import comparison_table, main, read_evaluations
+from tagi_lightning.cli import main
+from tagi_lightning.cli.compare import comparison_table, read_evaluations
 
 
 def write(run, system, **values):
     folder = run / "evaluate" / system
     folder.mkdir(parents=True)
     overall = {"n": 3, "rougeL": 12.345, "exact_match": 100.0}
-    (folder / "metrics.json").write_text(json.dumps({"overall": overall, **values}), encoding="utf-8")
+    told = {"overall": overall, "by_task": {}, "system": system, "seed": 0, "backbone_digest": "b0"}
+    (folder / "metrics.json").write_text(json.dumps(told | values), encoding="utf-8")
 
 
 def test_systems_stand_in_one_order_with_what_they_have(tmp_path, capsys):
     write(tmp_path, "tagi", relative_flops=0.5, seconds=2.0)
     write(tmp_path, "copy_input")
     (tmp_path / "evaluate" / "something_else").mkdir()
-    assert main(["--run", str(tmp_path)]) == 0
+    assert main(["compare", "--run", str(tmp_path)]) == 0
     heading, rule, *rows = capsys.readouterr().out.splitlines()
     assert set(rule) == {"|", "-", ":"}
     names = [cell.strip() for cell in heading.split("|")[1:-1]]
@@ -33,7 +35,7 @@ def test_columns_are_aligned(tmp_path):
 
 
 def test_nothing_evaluated_names_the_command(tmp_path, capsys):
-    assert main(["--run", str(tmp_path)]) == 1
+    assert main(["compare", "--run", str(tmp_path)]) == 1
     told = capsys.readouterr()
     assert told.out == ""
     assert f"make evaluate RUN={tmp_path}" in told.err
@@ -42,10 +44,10 @@ def test_nothing_evaluated_names_the_command(tmp_path, capsys):
 def test_rows_of_further_runs_bear_their_names(tmp_path, capsys):
     write(tmp_path / "one", "tagi", seconds=1.0)
     write(tmp_path / "two", "tagi", relative_flops=0.5)
-    assert main(["--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'two'}]"]) == 0
+    assert main(["compare", "--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'two'}]"]) == 0
     heading, _, *rows = capsys.readouterr().out.splitlines()
     assert [row.split("|")[1].strip() for row in rows] == ["TAGI", "two: TAGI"]
     assert "rel. FLOPs" in heading
     assert "decoding s" in heading
-    assert main(["--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'three'}]"]) == 1
+    assert main(["compare", "--run", str(tmp_path / "one"), "--others", f"[{tmp_path / 'three'}]"]) == 1
     assert f"make evaluate RUN={tmp_path / 'three'}" in capsys.readouterr().err

@@ -183,6 +183,21 @@ def test_results_of_other_options_or_weights_are_not_shown_as_todays(chain, task
     assert tagi([*arguments, "--overwrite=true"]) == 0
 
 
+def test_an_option_that_was_not_there_yet_was_at_its_default(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path, "pretrain-backbone")
+    arguments = command("evaluate", tmp_path, task_set, systems("no_instruction"), "--model.init_args.flops=false")
+    assert tagi(arguments) == 0
+    written = tmp_path / "evaluate" / "no_instruction" / "config.yaml"
+    text = written.read_text(encoding="utf-8")
+    older = "".join(line for line in text.splitlines(keepends=True) if "bare_prompt" not in line)
+    assert older != text
+    written.write_text(older, encoding="utf-8")
+    capsys.readouterr()
+    assert tagi(arguments) == 0
+    assert tagi([*arguments, "--data.init_args.bare_prompt=true"]) == 1
+    assert "bare_prompt" in capsys.readouterr().err
+
+
 def test_other_prompts_than_in_training_are_refused_and_another_precision_is_told(chain, task_set, tmp_path, capsys):
     copy_stages(chain, tmp_path / "run", "pretrain-backbone", "distill")
     arguments = command("evaluate", tmp_path / "run", task_set, systems("tagi"))

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -43,6 +44,15 @@ def test_a_stage_leaves_configuration_record_checkpoints_model_and_curves(chain,
     assert record["versions"]["torch"] == torch.__version__
     assert record["trained_parameters"] > 0
     assert (record["frozen_parameters"] > 0) == (stage != "pretrain-backbone")
+
+
+def test_nested_options_are_described_as_their_fields_are(capsys):
+    with pytest.raises(SystemExit) as done:
+        tagi(["fit", "--model.help", "Distillation"])
+    assert done.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--model.tagi.lora.rank RANK Rank r of every update (Table 6: 32). (type: int, default: 32)" in text
+    assert re.findall(r"(--model\.\S+) \S+ \(type:", text) == []
 
 
 def test_the_record_names_the_commit_where_there_is_one(chain):
@@ -248,11 +258,12 @@ def test_where_and_how_long_a_stage_runs_may_change(chain, task_set, capsys):
     assert "already finished" in capsys.readouterr().out
 
 
-def test_a_damaged_record_is_an_error(chain, task_set, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["run.json", "config.yaml"])
+def test_a_damaged_record_is_an_error(chain, task_set, tmp_path, capsys, name):
     copy_stages(chain, tmp_path / "run", "pretrain-backbone")
-    (tmp_path / "run" / "pretrain-backbone" / "run.json").write_text("{", encoding="utf-8")
+    (tmp_path / "run" / "pretrain-backbone" / name).write_text("{", encoding="utf-8")
     assert tagi(command("pretrain-backbone", tmp_path / "run", task_set)) == 1
-    assert "run.json is damaged" in capsys.readouterr().err
+    assert f"{name} is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

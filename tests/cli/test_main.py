@@ -7,6 +7,7 @@ from commands import ROOT
 
 from tagi_lightning import __version__
 from tagi_lightning.cli import VERBS, main
+from tagi_lightning.cli.command import DEBUG
 
 LIGHT = """
 import sys
@@ -17,8 +18,8 @@ sys.exit(f"imported {heavy}" if heavy else code)
 """
 
 
-@pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_import_nothing_heavy(option):
+@pytest.mark.parametrize("option", ["--help", "--version", "ls"])
+def test_help_version_and_ls_import_nothing_heavy(option):
     seconds = []
     for _ in range(3):  # the best of three, as other work may share the machine
         start = time.monotonic()
@@ -53,6 +54,31 @@ def test_every_verb_explains_itself(verb, capsys):
         main([verb, "--help"])
     assert done.value.code == 0
     assert f"tagi {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_a_told_error_has_a_traceback_under_debug_alone(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv(DEBUG, raising=False)
+    words = ["score", "--predictions", str(tmp_path / "absent.jsonl")]
+    assert main(words) == 1
+    plain = capsys.readouterr().err
+    assert plain.startswith("tagi score: ")
+    assert "Traceback" not in plain
+    monkeypatch.setenv(DEBUG, "")  # so that what main sets is undone
+    assert main([*words[:place], "--debug", *words[place:]]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith(plain)
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly(tmp_path):
+    words = f"{sys.executable} -m tagi_lightning.cli ls | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, code = done.stdout.splitlines()
+    assert first.startswith("data/")
+    # what fits into the pipe is no failure
+    assert code in ("0", "141")
+    assert done.stderr == ""
 
 
 @pytest.mark.slow

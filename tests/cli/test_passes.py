@@ -57,6 +57,16 @@ def test_an_ensemble_over_one_demonstration_is_concat_icl_with_it(concat, rows, 
     assert metrics["flops"] == cost["flops"]
 
 
+def test_a_model_that_reads_demonstrations_itself_makes_no_adapters(concat, tmp_path, capsys):
+    model = ["--model", str(concat / "distill" / "model"), "--instruction", "Say it."]
+    for verb in (["adapt", *model, "--output", str(tmp_path / "o")], ["predict", *model, "--input", "a"]):
+        assert tagi(verb) == 1
+        said = capsys.readouterr().err
+        assert "demonstrations themselves (tagi.reads=demonstrations) and makes no adapter" in said
+        assert "Traceback" not in said
+    assert not (tmp_path / "o").exists()
+
+
 def test_an_ensemble_averages_over_all_demonstrations(concat, rows, tmp_path):
     copy_stages(concat, tmp_path, "pretrain-backbone", "distill")
     evaluate(tmp_path, rows, "tagi", "ensemble", options=["--data.init_args.demonstrations=16"])

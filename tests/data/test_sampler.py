@@ -7,13 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagi_lightning.bench.data import drawn_lengths
-from tagi_lightning.data.sampler import (
-    EvaluationSampler,
-    InstructionSampler,
-    TaskBatchSampler,
-    TaskLengths,
-    share,
-)
+from tagi_lightning.data.epochs import share
+from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, TaskLengths
 
 
 def lengths(counts, seed=0):

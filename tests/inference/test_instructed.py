@@ -5,9 +5,13 @@ from instructed_models import CONFIGS, build_instructed
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.inference.answering import Answerer
 from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.inference.requests import Request
+from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.storage.serialization import ModelFolderError, save_tagi
 
 SHORT = GenerationConfig(max_new_tokens=6)
 FIRST, LAST = Instruction("Say the first word."), Instruction("Say the last word.", (Demonstration("1 2", "2"),))
@@ -51,6 +55,22 @@ def test_an_adapter_tells_the_demonstrations_that_were_read_alone():
     loaded = build_instructed("t5")
     given = Instruction("Say it.", (Demonstration("1", "2"), Demonstration("3", "4")))
     assert loaded.adapt(given).instruction.demonstrations == given.demonstrations[:1]
+
+
+def test_fid_icl_is_refused_and_a_student_of_it_is_not(tmp_path):
+    loaded = build_instructed("t5")
+    backbone, folder = loaded.model.backbone, str(tmp_path / "backbone")
+    backbone.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    backbone.name = folder
+    off = {"hypernetwork": HypernetworkConfig(enabled=False), "fusion": FusionConfig(enabled=False)}
+    fid = TagiModel(backbone, TagiConfig(memory_of="demonstrations", **off))
+    # the paper's chain has such a model as its teacher; what it trains reads instructions
+    for name, model in (("fid", fid), ("student", loaded.model)):
+        save_tagi(model, tmp_path / name, prompts=InstructionPrompts("t5", "plain"))
+    with pytest.raises(ModelFolderError, match=r"fid reads a task's demonstrations themselves \(tagi.memory_of=demo"):
+        InstructedModel.load(tmp_path / "fid")
+    assert InstructedModel.load(tmp_path / "student").adapt("Say it.").lora is not None
 
 
 def test_requests_of_mixed_instructions_are_answered_in_their_order(loaded):

@@ -1,11 +1,16 @@
 """What the reliability tests share: a chain made in a process of its own, uninterrupted runs, and the record."""
 
 import json
+import os
 import random
+import time
 
 import pytest
 from commands import STAGES, STEPS, command, copy_stages, write_task_set
-from reliability_runs import OPTIONS, RECORD, STEPS_OF_RUN, run_alone
+from fuzzing import EXAMPLES
+from reliability_runs import OPTIONS, POINTS, RECORD, STEPS_OF_RUN, run_alone
+
+STARTED = time.monotonic()
 
 
 @pytest.fixture(scope="session")
@@ -65,9 +70,23 @@ def record():
     """A function that adds what was tried to the record: what, how often, and what came out."""
 
     def record(what, tried, outcome, **details):
-        rows = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-        rows[what] = {"tried": tried, "outcome": outcome, **details}
-        RECORD.parent.mkdir(parents=True, exist_ok=True)
-        RECORD.write_text(json.dumps(dict(sorted(rows.items())), indent=2) + "\n")
+        write_record("rows", {what: {"tried": tried, "outcome": outcome, **details}})
 
     return record
+
+
+def write_record(part, values):
+    """Adds to a part of the record."""
+    parts = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    parts[part] = parts.get(part, {}) | values
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    RECORD.write_text(json.dumps(parts, indent=2) + "\n")
+
+
+def pytest_sessionfinish(session):
+    """Adds to the record what kind of run it is of."""
+    if "RECORD" in os.environ:
+        reports = session.config.pluginmanager.get_plugin("terminalreporter").stats
+        counts = {"tests": session.testscollected, "skipped": len(reports.get("skipped", ()))}
+        minutes = round((time.monotonic() - STARTED) / 60, 1)
+        write_record("run", {"points": POINTS, "examples": EXAMPLES, **counts, "minutes": minutes})

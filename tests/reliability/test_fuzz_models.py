@@ -7,7 +7,19 @@ import zipfile
 
 import pytest
 import torch
-from fuzzing import LEFT_OUT, MARKS, OTHER, READ, REFUSED, damaged_bytes, damaged_json, fuzz, put, refused
+from fuzzing import (
+    LEFT_OUT,
+    MARKS,
+    OTHER,
+    READ,
+    REFUSED,
+    damaged_bytes,
+    damaged_file,
+    damaged_json,
+    fuzz,
+    put,
+    refused,
+)
 from hypothesis import strategies as st
 from instructed_models import build_instructed
 
@@ -128,8 +140,7 @@ def consistent(folder):
 
 def damaged_folder(folder):
     """Returns a strategy of damaged files of a model folder, half of its configurations as someone might write them."""
-    config = json.loads((folder / CONFIG).read_text())
-    as_it_is = damaged_json(config) | damaged_bytes((folder / CONFIG).read_bytes())
+    as_it_is = damaged_file((folder / CONFIG).read_bytes())
     weights = (folder / WEIGHTS).read_bytes()
     return parts(
         (folder / CONFIG, as_it_is),
@@ -170,7 +181,6 @@ def test_adapter_folders(record, tmp_path, loaded):
     expected = loaded.adapt("Say it.")
     Exporter(loaded).write(expected, folder)
     files = {name: (folder / name).read_bytes() for name in ("adapter_config.json", *TENSORS)}
-    config = json.loads(files["adapter_config.json"])
 
     def read():
         found = refused(lambda: load_adapter(folder, loaded.model), AdapterFolderError, folder)
@@ -181,7 +191,7 @@ def test_adapter_folders(record, tmp_path, loaded):
         return READ if all(torch.equal(left, right) for left, right in pairs) else OTHER
 
     inputs = parts(
-        (folder / "adapter_config.json", damaged_json(config) | damaged_bytes(files["adapter_config.json"])),
+        (folder / "adapter_config.json", damaged_file(files["adapter_config.json"])),
         *((folder / name, header(files[name])) for name in TENSORS),
     )
     fuzz_files(record, "adapter folders", [folder / name for name in files], inputs, read)
@@ -222,7 +232,7 @@ def test_stacked_adapters(record, tmp_path, loaded):
 
     rows = [json.loads(line) for line in files[folder / INSTRUCTIONS].decode().splitlines()]
     inputs = parts(
-        (folder / INDEX, damaged_json(json.loads(files[folder / INDEX])) | damaged_bytes(files[folder / INDEX])),
+        (folder / INDEX, damaged_file(files[folder / INDEX])),
         (folder / INSTRUCTIONS, damaged_bytes(files[folder / INSTRUCTIONS])),
         (folder / INSTRUCTIONS, damaged_json(*rows).map(lambda line: line + b"\n" + b"\n".join(
             files[folder / INSTRUCTIONS].split(b"\n")[1:]))),

@@ -19,6 +19,7 @@ from fuzzing import (
     damaged_json,
     damaged_lines,
     fuzz,
+    kind,
     lines,
     put,
     refused,
@@ -58,10 +59,6 @@ CHOICE_ROWS = [
     {"inputs_pretokenized": "It?", "targets_pretokenized": text, "is_correct": text == "a", "idx": [0, place]}
     for place, text in enumerate("ab")
 ]
-
-
-def kind(report):
-    return REFUSED if report.errors else LEFT_OUT if report.notes else READ
 
 
 def test_files_of_templates(record, tmp_path):

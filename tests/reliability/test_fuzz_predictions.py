@@ -2,7 +2,7 @@
 
 import os
 
-from fuzzing import DEEP, LEFT_OUT, MARKS, READ, REFUSED, damaged_lines, fuzz, lines, put, refused
+from fuzzing import DEEP, LEFT_OUT, MARKS, READ, damaged_lines, fuzz, fuzz_file, lines, put
 
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.report import DataError
@@ -27,22 +27,17 @@ RANKED = PLAIN | {"id": "1", "choices": ["a", "b"], "logprob_sum": [-1.5, -2], "
 
 def test_predictions(record, tmp_path):
     path = tmp_path / "predictions.jsonl"
-    path.write_bytes(lines(PLAIN, RANKED))
-    expected = read_predictions(path)
 
-    def attempt(line):
-        put(path, lines(PLAIN, RANKED) + line + b"\n")
-        found = refused(lambda: read_predictions(path), DataError, path)
-        if found is None:
-            return REFUSED
-        assert found[:2] == expected
+    def check(found):
         if max(len(row.prediction) for row in found) < 100:
             metrics_text(aggregate(found)).encode()
-        return READ
 
     odd = ({"task": ""}, {"task": "\ud800"}, {"logprob_sum": [10**400, 0]}, {"logprob_mean": [float("nan"), 0]})
     known = [b"[" * DEEP, b'{"id": ' + 5_000 * b"9", *(lines(RANKED | {"id": "4"} | each)[:-1] for each in odd)]
-    fuzz(record, "predictions", damaged_lines(PLAIN | {"id": "2"}, RANKED | {"id": "3"}), attempt, known)
+    fuzz_file(
+        record, "predictions", path, damaged_lines(PLAIN | {"id": "2"}, RANKED | {"id": "3"}),
+        lambda: read_predictions(path), DataError, good=lines(PLAIN, RANKED), known=known, check=check,
+    )  # fmt: skip
 
 
 def test_requests(record, tmp_path):

@@ -1,13 +1,12 @@
-"""What a report and a resumed run read of run folders, damaged in every way."""
+"""What a report reads of run folders, damaged in every way."""
 
 import json
 
 import pytest
 import yaml
-from fuzzing import MARKS, READ, REFUSED, damaged_bytes, damaged_json, fuzz, put, refused
+from fuzzing import MARKS, READ, REFUSED, damaged_bytes, damaged_file, damaged_json, fuzz, put, refused
 from report_runs import write_evaluation, write_stage
 
-from tagi_lightning.cli.runs import RunFolderError, read_run
 from tagi_lightning.report.columns import build_columns
 from tagi_lightning.report.document import report_text
 from tagi_lightning.report.figures import column_lines
@@ -67,27 +66,10 @@ def test_evaluations(record, run, what):
 
     if what == "predictions":
         row, *rest = content.decode().splitlines(keepends=True)
-        inputs = damaged_json(json.loads(row)).map(lambda line: line + b"\n" + "".join(rest).encode())
+        first = damaged_json(json.loads(row)).map(lambda line: line + b"\n" + "".join(rest).encode())
+        inputs = first | damaged_bytes(content)
     else:
-        inputs = damaged_json(yaml.safe_load(content))
+        inputs = damaged_file(content)
     circle = yaml.safe_dump({"model": {"init_args": {"init_from": str(run / "distill" / "model")}}}).encode()
     known = [circle] if what == "configurations of stages" else []
-    fuzz(record, f"{what} that a report reads", inputs | damaged_bytes(content), attempt, known)
-
-
-def test_records_of_runs_that_go_on(record, tmp_path):
-    path = tmp_path / "run.json"
-    earlier = {"status": "interrupted", "seconds": 3.0, "starts": 1, "global_step": 4, "inputs": {"a": "0"}}
-
-    def attempt(content):
-        put(path, content)
-        found = refused(lambda: read_run(tmp_path), RunFolderError, path)
-        if found is None:
-            return REFUSED
-        assert found.get("starts", 0) + 1 + found.get("global_step", 0) < 10**500
-        assert found.get("seconds", 0.0) + 1.0 < float("inf")
-        assert isinstance(found.get("inputs", {}), dict)
-        return READ
-
-    inputs = damaged_json(earlier) | damaged_bytes(json.dumps(earlier).encode())
-    fuzz(record, "run.json of a run that goes on", inputs, attempt)
+    fuzz(record, f"{what} that a report reads", inputs, attempt, known)

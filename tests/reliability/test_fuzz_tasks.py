@@ -3,19 +3,7 @@
 import json
 
 import pytest
-from fuzzing import (
-    LEFT_OUT,
-    MARKS,
-    READ,
-    REFUSED,
-    damaged_bytes,
-    damaged_json,
-    damaged_lines,
-    fuzz,
-    lines,
-    put,
-    refused,
-)
+from fuzzing import MARKS, REFUSED, damaged_bytes, damaged_lines, fuzz, fuzz_file, kind, lines, put, refused
 
 from tagi_lightning.data.custom import read_custom
 from tagi_lightning.data.instruction import read_instructions, read_task_instruction
@@ -37,13 +25,7 @@ ROWS = [
     {"task": "add", "input": "2 2", "output": ["4", "four"], "id": "b"},
     {"task": "copy", "instruction": ["Copy.", "Say it again."], "input": "owl", "output": "owl"},
 ]
-DAMAGED_TASK = damaged_json(TASK) | damaged_bytes(json.dumps(TASK).encode())
-
-
-def kind(report):
-    """Returns what came of a file that was not refused."""
-    assert not report.errors
-    return LEFT_OUT if report.notes else READ
+DAMAGED_TASK = damaged_lines(TASK)
 
 
 @pytest.fixture
@@ -111,44 +93,22 @@ def test_rows_of_own_tasks(record, tmp_path):
 
 
 def test_instructions(record, tmp_path):
-    path = tmp_path / "instructions.jsonl"
-    path.write_bytes(lines(*ROWS[::2]))
-    expected = read_instructions(path)
-
-    def attempt(line):
-        put(path, lines(*ROWS[::2]) + line + b"\n")
-        found = refused(lambda: read_instructions(path), DataError, path)
-        if found is None:
-            return REFUSED
-        assert found[: len(expected)] == expected
-        return READ
-
-    fuzz(record, "lines of instructions", damaged_lines(*ROWS[::2]), attempt)
+    path, good = tmp_path / "instructions.jsonl", ROWS[::2]
+    inputs = damaged_lines(*good)
+    fuzz_file(
+        record, "lines of instructions", path, inputs, lambda: read_instructions(path), DataError, good=lines(*good)
+    )
 
 
 def test_instruction_of_a_task_file(record, tmp_path):
     path = tmp_path / "task.json"
-
-    def attempt(content):
-        put(path, content)
-        found = refused(lambda: read_task_instruction(path), DataError, path)
-        return REFUSED if found is None else READ
-
-    fuzz(record, "task files read for their instruction", DAMAGED_TASK, attempt)
+    fuzz_file(
+        record, "task files read for their instruction", path, DAMAGED_TASK, lambda: read_task_instruction(path),
+        DataError,
+    )  # fmt: skip
 
 
 def test_labelled_inputs(record, tmp_path):
-    path = tmp_path / "labelled.jsonl"
-    rows = [{"input": "2 3", "output": "5"}, {"input": "1", "output": ["1", "one"]}]
-    path.write_bytes(lines(*rows))
-    expected = read_labelled(path)
-
-    def attempt(line):
-        put(path, lines(*rows) + line + b"\n")
-        found = refused(lambda: read_labelled(path), DataError, path)
-        if found is None:
-            return REFUSED
-        assert found[: len(expected)] == expected
-        return READ
-
-    fuzz(record, "labelled inputs", damaged_lines(*rows), attempt)
+    path, rows = tmp_path / "labelled.jsonl", [{"input": "2 3", "output": "5"}, {"input": "1", "output": ["1", "one"]}]
+    inputs = damaged_lines(*rows)
+    fuzz_file(record, "labelled inputs", path, inputs, lambda: read_labelled(path), DataError, good=lines(*rows))

@@ -70,7 +70,7 @@ def test_overrides_have_the_shape_of_a_system():
         ({"chain": ["teachers"]}, "chain must be stages of pretrain, align, distill"),
         ({"title": "x"}, "chain must be"),
         ({"chain": [], "tagi": 3}, "tagi must be mappings"),
-        (3, "is no mapping"),
+        (3, "holds no mapping but int"),
         ({"inherits": "x"}, "inherits from itself"),
     ],
 )

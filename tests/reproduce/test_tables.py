@@ -79,7 +79,7 @@ def test_what_is_no_table_is_told_with_its_file(tmp_path, values, message):
 
 
 def test_an_unknown_table_or_system_is_told_with_those_there_are(tmp_path):
-    with pytest.raises(FileNotFoundError, match="choose from ablation, controls, p3, sni"):
+    with pytest.raises(ValueError, match="unknown table 'snt'; choose from: ablation, controls, p3, sni"):
         load_table("snt", "sni", EXPERIMENTS)
     (tmp_path / "tables").mkdir()
     rows = [{"title": "r", "system": "absent", "evaluate": "tagi"}]

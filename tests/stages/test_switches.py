@@ -114,6 +114,9 @@ def test_the_bare_backbone_teaches_beside_aligned_adapters(run, task_set, monkey
 def test_a_teacher_that_is_not_there_or_of_another_backbone_is_refused(run, task_set, tk_instruct, tmp_path, capsys):
     assert distill(run, task_set, f"{MODEL}logits_teacher={tmp_path / 'absent'}") == 1
     assert "no logits teacher in" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{")
+    assert distill(run, task_set, f"{MODEL}logits_teacher={tmp_path}") == 1
+    assert f"{tmp_path / 'config.json'} is damaged" in capsys.readouterr().err
     backbone = build_backbone(t5_config("tiny", backbone_of(run).vocabulary_size), "other", seed=5).model
     backbone.save_pretrained(run / "pretrain-backbone" / "model")
     other = [*NO_LOSS_BUT_PRED, FRESH, f"{MODEL}loss.lambda1=1", f"{MODEL}loss.teacher_cache.enabled=false"]

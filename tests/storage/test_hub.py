@@ -66,7 +66,8 @@ def test_the_card_tells_what_the_run_measured_of_these_weights_alone(model, tmp_
         ("teachers", None, 77.7),
         ("concatenated", None, 56.78),
     ):
-        metrics = {"overall": {"n": 7, "exact_match": figure, "rougeL": 1.0}, "backbone_digest": backbone_digest}
+        overall = {"n": 7, "exact_match": figure, "rougeL": 1.0}
+        metrics = {"overall": overall, "by_task": {}, "system": system, "seed": 0, "backbone_digest": backbone_digest}
         target = tmp_path / "run" / "evaluate" / system / "metrics.json"
         target.parent.mkdir(parents=True)
         target.write_text(json.dumps(metrics | ({"weights_digest": digest} if digest else {})))

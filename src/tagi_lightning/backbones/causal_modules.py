@@ -130,14 +130,14 @@ class AdaptedCausalAttention(nn.Module):
         # the mask of the own tokens knows of the window, and a prefix has no position that could leave it
         if window is not None and (tokens == 0 or tokens + keys.shape[2] <= window):
             window = None
-        if not torch.is_grad_enabled() and window is None:
-            attended = attend(query, before, before_mask, (keys, values), mask, self.scaling)
-            return attended.transpose(1, 2), None
-        # in training the fused kernels save less for the backward pass than scores and weights would take
         if adapter.grouped or not torch.is_grad_enabled():
             task_index = run_index(len(before_mask), len(query), query.device)
         assert task_index is not None
         mask = join_mask(before_mask[task_index], mask, keys.shape[2])
+        if not torch.is_grad_enabled() and window is None:
+            attended = attend(query, before, (keys, values), additive(mask, query.dtype), self.scaling)
+            return attended.transpose(1, 2), None
+        # in training the fused kernels save less for the backward pass than scores and weights would take
         if window is not None:
             assert position_ids is not None
             mask = _cut_to_window(mask, position_ids, before_mask.shape[1] - tokens, tokens, window)

@@ -57,53 +57,36 @@ def prepend(before: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], rows: Ten
 
 
 def attend(
-    query: Tensor,
-    memory: tuple[Tensor, Tensor],
-    memory_mask: Tensor,
-    own: tuple[Tensor, Tensor],
-    own_mask: Tensor | None,
-    scaling: float,
+    query: Tensor, memory: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor, scaling: float
 ) -> Tensor:
     """Returns softmax attention [B, H, Q, h] to [instruction ; own tokens], copying no instruction to its examples.
 
     Args:
         query: Queries of the examples, T equal runs of them, one a task in order [B, H, Q, h].
         memory: Keys and values of the instructions, each [T, G, I, h].
-        memory_mask: 1 for instruction tokens, 0 for padding, or what is added to their scores [T, I].
         own: Keys and values of each example's own tokens, each [B, G, S, h].
-        own_mask: Boolean or additive mask of the own tokens [B, 1, Q or 1, S]; None where all are seen.
+        mask: What is added to the scores [B, 1, Q or 1, I + S]; see `join_mask` and `additive`.
         scaling: Factor on the scores.
     """
-    query = query * scaling
     batch, heads, queries, size = query.shape
     tasks, groups, tokens, _ = memory[0].shape
-    run, share = batch // tasks, heads // groups
-    # [B, H, Q] as [T, run, G, share, Q]: query heads of one key head, and examples of one task, side by side
-    by_task = query.view(tasks, run, groups, share, queries, size).permute(0, 2, 1, 3, 4, 5)
-    by_task = by_task.reshape(tasks, groups, run * share * queries, size)
-    scores = by_task @ memory[0].to(query.dtype).transpose(2, 3)
-    scores = _masked(scores, _as_mask(memory_mask)[:, None, None])
-    scores = scores.view(tasks, groups, run, share * queries, tokens).transpose(1, 2).reshape(batch, groups, -1, tokens)
-    by_group = query.reshape(batch, groups, share * queries, size)
-    own_scores = by_group @ own[0].transpose(2, 3)
-    if own_mask is not None:
-        own_scores = _masked(own_scores.view(batch, groups, share, queries, -1), own_mask[:, :, None]).view_as(
-            own_scores
-        )
-    weights = torch.cat([scores, own_scores], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    run, rows = batch // tasks, heads // groups * queries
+    keys, values = (part.to(query.dtype).flatten(0, 1) for part in memory)
+    own_keys, own_values = (part.flatten(0, 1) for part in own)
+    # query heads of one key head side by side; then the examples of one task as well
+    by_group = (query * scaling).reshape(batch * groups, rows, size)
+    by_task = by_group.view(tasks, run, groups, rows, size).transpose(1, 2).reshape(tasks * groups, run * rows, size)
+    scores = torch.bmm(by_task, keys.transpose(1, 2)).view(tasks, groups, run, rows, tokens).transpose(1, 2)
+    own_scores = torch.bmm(by_group, own_keys.transpose(1, 2))
+    scores = torch.cat([scores.reshape(batch * groups, rows, tokens), own_scores], dim=-1)
+    masked = scores.view(batch, groups, -1, queries, scores.shape[-1]) + mask[:, :, None]
+    weights = masked.softmax(-1, dtype=torch.float32).to(query.dtype).view_as(scores)
     on_memory, on_own = weights.split([tokens, own_scores.shape[-1]], dim=-1)
-    on_memory = on_memory.view(tasks, run, groups, share * queries, tokens).transpose(1, 2)
-    read = on_memory.reshape(tasks, groups, -1, tokens) @ memory[1].to(query.dtype)
-    read = read.view(tasks, groups, run, share * queries, size).transpose(1, 2).reshape(batch, groups, -1, size)
-    attended: Tensor = (read + on_own @ own[1]).reshape(batch, heads, queries, size)
-    return attended
+    on_memory = on_memory.view(tasks, run, groups, rows, tokens).transpose(1, 2)
+    read = torch.bmm(on_memory.reshape(tasks * groups, run * rows, tokens), values)
+    read = read.view(tasks, groups, run, rows, size).transpose(1, 2).reshape(batch * groups, rows, size)
+    return torch.baddbmm(read, on_own, own_values).view(batch, heads, queries, size)
 
 
 def _as_mask(mask: Tensor) -> Tensor:
     return mask if mask.is_floating_point() else mask.bool()
-
-
-def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, float("-inf"))
-    return scores + mask

@@ -22,7 +22,7 @@ EXTRAS = ("gguf", "accelerate")
 """Packages that reading a GGUF needs."""
 
 
-class FetchError(RuntimeError):
+class FetchError(OSError):
     """A model that cannot be fetched or read; the message says why and what to do."""
 
 

@@ -22,8 +22,9 @@ from tagi_lightning.losses import sequence_log_likelihood
 STACKS = ("encoder_self", "decoder_self", "decoder_cross")
 """Kinds of attention in T5, in the order of the sites."""
 
-FEW = 4
-"""Rows of one task up to which decoding keeps the instruction's keys and values beside each row's own."""
+COPIED = 2**17
+"""Numbers of one layer's keys up to which decoding copies a task's instruction to the rows after the first: below it
+one fused kernel over [I ; input] is faster than sharing what is read."""
 
 STRETCH = 16
 """Tokens decoded greedily before rows that have ended leave the batch."""
@@ -130,8 +131,7 @@ class T5Backbone(Backbone):
         return replace(adapter, memory=own)
 
     def _cross_attentions(self) -> list[AdaptedAttention]:
-        modules = self.model.decoder.named_modules()
-        return [module for name, module in modules if name.endswith("EncDecAttention")]  # type: ignore[misc]
+        return [block.layer[1].EncDecAttention for block in self.model.decoder.block]  # type: ignore[index,union-attr,misc]
 
     def _encode_inputs(self, inputs: Tokens, adapter: TaskAdapter, task_index: Tensor) -> dict[str, Any]:
         """Returns the encoded inputs F_L as arguments of the model; the decoder finds I in the adapter."""
@@ -165,7 +165,7 @@ class T5Backbone(Backbone):
             generated: Tensor = sequences[:, 1:]
             return generated
         cache = None
-        if routed.memory is not None and len(inputs) <= FEW:
+        if routed.memory is not None and (len(inputs) - 1) * routed.memory.keys_values[0][0].numel() <= COPIED:
             cache, encoded = self._with_memory(encoded, routed, task_index)
             arguments["adapter"] = replace(routed, memory=None)
         return self._generate_greedily(encoded, cache, arguments, end_ids)
@@ -207,13 +207,13 @@ class T5Backbone(Backbone):
         """Decodes some tokens at a time and goes on with the rows that have not ended [B, at most max_new_tokens]."""
         states, mask = encoded["encoder_outputs"].last_hidden_state, encoded["attention_mask"]
         config, longest, shortest = self.model.config, arguments.pop("max_new_tokens"), arguments.pop("min_new_tokens")
-        rows, done = torch.arange(len(mask), device=mask.device), 0
+        rows, done, ends = torch.arange(len(mask), device=mask.device), 0, torch.tensor(end_ids, device=mask.device)
         answers: Tensor = mask.new_full((len(mask), longest), config.pad_token_id)
         ids = mask.new_full((len(mask), 1), config.decoder_start_token_id)
         while done < longest and len(rows):
             output: Any = self.model.generate(  # type: ignore[misc]
-                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows]),
-                attention_mask=mask[rows],
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=mask,
                 decoder_input_ids=ids,
                 past_key_values=cache,
                 task_index=torch.zeros_like(rows),
@@ -225,9 +225,11 @@ class T5Backbone(Backbone):
             new = output.sequences[:, ids.shape[1] :]
             answers[rows, done : done + new.shape[1]] = new
             done += new.shape[1]
-            goes_on = ~torch.isin(new, torch.tensor(end_ids, device=new.device)).any(1)
-            ids, cache, rows = output.sequences[goes_on], output.past_key_values, rows[goes_on]
-            cache.batch_select_indices(goes_on)
+            ids, cache = output.sequences, output.past_key_values
+            goes_on = ~torch.isin(new, ends).any(1)
+            if done < longest and not goes_on.all():
+                states, mask, rows, ids = states[goes_on], mask[goes_on], rows[goes_on], ids[goes_on]
+                cache.batch_select_indices(goes_on)
         return answers[:, :done]
 
     def score(

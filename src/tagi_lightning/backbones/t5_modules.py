@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention, T5Block, T5LayerSelfAttention, eager_attention_forward
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
-from tagi_lightning.backbones.memory_attention import attend, causal_mask, join_mask, prepend, run_index
+from tagi_lightning.backbones.memory_attention import additive, attend, causal_mask, join_mask, prepend, run_index
 from tagi_lightning.lora import adapted_linear
 
 
@@ -45,8 +45,7 @@ class AdaptedAttention(T5Attention):
         output = adapted_linear(getattr(self, target), f"{self.path}.{target}", states, lora, task_index)
         if not heads:
             return output
-        heads_first: Tensor = output.unflatten(-1, (self.n_heads, self.key_value_proj_dim)).transpose(1, 2)
-        return heads_first
+        return output.view(*output.shape[:-1], self.n_heads, self.key_value_proj_dim).transpose(1, 2)
 
     def keys_values(
         self, memory: Tensor, adapter: TaskAdapter | None, task_index: Tensor | None
@@ -93,7 +92,8 @@ class AdaptedAttention(T5Attention):
             hidden_states: Queries' source [B, S, d].
             mask: Additive or boolean mask broadcastable to [B, H, S, K].
             key_value_states: Encoder memory for cross-attention [B, K, d].
-            position_bias: Relative position bias shared between layers, or None to make it here.
+            position_bias: Relative position bias shared between layers, or None to make it here; of attention to
+                [I ; input], which has no such bias, the mask.
             past_key_values: Generation cache.
             adapter: Conditioning of T tasks.
             task_index: Task of each example [B].
@@ -110,7 +110,10 @@ class AdaptedAttention(T5Attention):
         keys, values = self._cached_keys_values(source, is_cross, past_key_values, adapter, task_index)
         memory = adapter.memory if is_cross and adapter is not None else None
         if memory is not None:
-            attended, weights = self._attend_with_memory(query, keys, values, mask, memory, task_index, kwargs)
+            if position_bias is None:
+                position_bias = self._memory_mask(query, keys, mask, memory, task_index)
+            own = keys, values
+            attended, weights = self._attend_with_memory(query, own, position_bias, memory, task_index, kwargs)
         else:
             if position_bias is None:
                 position_bias = self._position_bias(query, keys, seen)
@@ -158,26 +161,33 @@ class AdaptedAttention(T5Attention):
         mask = join_mask(task_index.new_ones(len(keys), prefix.length), mask, keys.shape[2])
         return *prepend(prefix.heads(self.path, self.key_value_proj_dim), (keys, values), task_index), mask
 
+    def _memory_mask(
+        self, query: Tensor, keys: Tensor, mask: Tensor | None, memory: InstructionStates, task_index: Tensor | None
+    ) -> Tensor:
+        """Returns the mask over [I ; input] [B, 1, Q or 1, I + S], additive where no gradients are recorded."""
+        if not torch.is_grad_enabled():
+            # one run a task, or one "task" an example: see T5Backbone._route
+            task_index = run_index(len(memory.mask), len(keys), keys.device)
+            return additive(join_mask(memory.mask[task_index], mask, keys.shape[2]), query.dtype)
+        assert task_index is not None
+        return join_mask(memory.mask[task_index], mask, keys.shape[2])
+
     def _attend_with_memory(
         self,
         query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None,
+        own: tuple[Tensor, Tensor],
+        mask: Tensor,
         memory: InstructionStates,
         task_index: Tensor | None,
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Tensor | None]:
         """Attends to [I ; input], the instruction's keys and values being those of `memory`."""
-        own_keys, own_values = memory.keys_values[self.layer_idx]
+        before = memory.keys_values[self.layer_idx]
         if not torch.is_grad_enabled():
-            # one run a task, or one "task" an example: see T5Backbone._route
-            attended = attend(query, (own_keys, own_values), memory.mask, (keys, values), mask, self.scaling)
-            return attended.transpose(1, 2), None
+            return attend(query, before, own, mask, self.scaling).transpose(1, 2), None
         # in training the fused kernels save less for the backward pass than scores and weights would take
         assert task_index is not None
-        mask = join_mask(memory.mask[task_index], mask, keys.shape[2])
-        keys, values = prepend((own_keys, own_values), (keys, values), task_index)
+        keys, values = prepend(before, own, task_index)
         return self._attend(query, keys, values, mask, position_bias=None, scaling=self.scaling, **kwargs)
 
 

@@ -25,10 +25,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tagi_lightning.bench.measure import Result, summarize
 from tagi_lightning.data.collate import TaskCollator
+from tagi_lightning.data.epochs import Batch
 from tagi_lightning.data.prompts import PromptAssembler, PromptForm
 from tagi_lightning.data.reading import load_or_read
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sampler import Batch, TaskBatchSampler, TaskLengths, task_lengths
+from tagi_lightning.data.sampler import TaskBatchSampler, TaskLengths, task_lengths
 from tagi_lightning.data.sni import read_sni, sni_files
 from tagi_lightning.data.synthetic_operations import SUBJECTS
 from tagi_lightning.data.task import Demonstration

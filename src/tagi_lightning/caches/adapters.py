@@ -49,7 +49,9 @@ class AdapterCache:
 
     def __call__(self, instruction: Tokens) -> PreparedAdapter:
         """Returns the adapters of T instructions [T, I]; those not kept are prepared together, in one pass."""
-        keys = [self._key(ids[mask.bool()]) for ids, mask in zip(instruction.ids, instruction.mask, strict=True)]
+        digest = self.model.digest()
+        rows = zip(instruction.ids, instruction.mask, strict=True)
+        keys = [self._key(ids[mask.bool()], digest) for ids, mask in rows]
         with self._lock:
             found = {key: self._adapters[key] for key in keys if key in self._adapters}
             for key in found:
@@ -63,8 +65,8 @@ class AdapterCache:
                 self._keep(keys[row], found[keys[row]])
         return join([found[key] for key in keys])
 
-    def _key(self, ids: torch.Tensor) -> Key:
-        return hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest(), self.model.digest(), str(self.dtype)
+    def _key(self, ids: torch.Tensor, digest: str) -> Key:
+        return hashlib.sha256(ids.cpu().numpy().tobytes()).hexdigest(), digest, str(self.dtype)
 
     def _keep(self, key: Key, adapter: PreparedAdapter) -> None:
         with self._lock:

@@ -86,4 +86,9 @@ class LineProgress(ProgressBar):
         self._last = now
         speed = (done - self._first) / (now - self._start)
         left = describe_seconds((total - done) / speed) if speed else "?"
-        print(f"{name}: {unit} {done}/{total}, {speed:.1f}/s, {left} left{shown}", file=sys.stderr, flush=True)
+        print(f"{name}: {unit} {done}/{total}, {pace(speed)}, {left} left{shown}", file=sys.stderr, flush=True)
+
+
+def pace(speed: float) -> str:
+    """Returns steps a second in words, e.g. 12.5/s, or 4.2 s each where they are slower than one a second."""
+    return f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else "-"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from tagi_lightning import __version__
-from tagi_lightning.preemption import Preempted, preemption
+from tagi_lightning.cli.command import DEBUG, EXIT_USAGE, finish
+from tagi_lightning.preemption import preemption
+
+DEBUG_OPTION = "--debug"
 
 VERBS = {
     "fit": "train one stage: tagi fit --config stage.yaml --config data.yaml --run RUN",
@@ -26,24 +30,38 @@ VERBS = {
     "doctor": "look whether versions, machine, caches and data are well, and train two steps of every stage",
     "check": "tell all that is wrong with a configuration and its data, and what the run takes: options of fit",
     "report": "turn run folders into Markdown, CSV and charts, with the paper's own figures beside them",
+    "ls": "list the experiment files that come with the package, or those of one kind: ls systems",
+    "cp": "copy an experiment file to change: cp sizes/tiny.yaml mine.yaml",
+    "completion": 'print what completes verbs, options and files in a shell: eval "$(tagi completion --shell bash)"',
 }
 """Verbs and what each does."""
 
-EXIT_USAGE = 2
+EXAMPLES = """\
+  tagi adapt --model runs/demo/model --instruction "Reverse the words." --output runs/demo/adapters
+  tagi predict --model runs/demo/model --instruction "Reverse the words." --input "a b c"
+  tagi ls systems
+  tagi cp sizes/tiny.yaml mine.yaml
+"""
 
 
 def usage() -> str:
     """Returns the text of `tagi --help`."""
     verbs = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
     return (
-        "usage: tagi VERB [options]\n\nTask adapters generated from instructions.\n\n"
-        f"verbs:\n{verbs}\n\n`tagi VERB --help` explains a verb; `make help` lists the ready-made chains."
+        "usage: tagi VERB [options] [--debug]\n\nTask adapters generated from instructions.\n\n"
+        f"verbs:\n{verbs}\n\nexamples:\n{EXAMPLES}\n"
+        "--debug, or TAGI_DEBUG=1, shows where an error came from. Exit codes: 0 done, 1 an error or a finding,\n"
+        "2 wrong usage, 130, 141 and 143 ended by Ctrl-C, a closed pipe, SIGTERM.\n"
+        "`tagi VERB --help` explains a verb; `make help` lists the ready-made chains."
     )
 
 
 def main(args: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 done, 1 a told error, 2 wrong usage, 128 + n ended by signal n."""
-    args = sys.argv[1:] if args is None else args
+    args = list(sys.argv[1:] if args is None else args)
+    if DEBUG_OPTION in args:
+        args.remove(DEBUG_OPTION)
+        os.environ[DEBUG] = "1"
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0 if args else EXIT_USAGE
@@ -54,11 +72,5 @@ def main(args: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"tagi: unknown verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return EXIT_USAGE
-    module = importlib.import_module(f"tagi_lightning.cli.{verb}")
     with preemption.answered():
-        try:
-            code: int = module.main(rest)
-        except Preempted as stop:
-            print(f"tagi {verb}: {stop}", file=sys.stderr)
-            return stop.exit_code
-    return code
+        return finish(verb, lambda args: importlib.import_module(f"tagi_lightning.cli.{verb}").main(args), rest)

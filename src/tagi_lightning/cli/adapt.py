@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import jsonargparse
-
+from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.cli.instructions import one_instruction
 
 if TYPE_CHECKING:
     import torch
 
     from tagi_lightning.data.instruction import Instruction
-    from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
+    from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.peft_io import Exporter
 
 REPORT = "finetuning.json"
@@ -85,7 +83,7 @@ def adapt(
     loaded = InstructedModel.load(model, backbone)
     exporter = Exporter(loaded, overwrite, {"commit": git_state()["commit"] or "unknown"})
     if exporter.loses and finetune is None:
-        say(exporter.loses)
+        say("adapt", exporter.loses)
     if stack is not None and name is not None:
         written = write_from_stack(exporter, Path(stack), name, Path(output))
     elif stacked:
@@ -132,7 +130,7 @@ def write_folders(
 ) -> Iterator[Path]:
     """Writes and yields a PEFT folder for each instruction, and a merged model where a type is given for it."""
     for given, adapter in zip(instructions, exporter.loaded.adapt_all(instructions), strict=True):
-        tell_shown(exporter.loaded, given, adapter)
+        tell_shown(exporter.loaded, [given])
         folder = output / given.folder_name
         exporter.write(adapter, folder)
         yield folder
@@ -146,9 +144,10 @@ def write_stack(exporter: Exporter, instructions: Sequence[Instruction], output:
     """Writes and yields one folder of all adapters."""
     from tagi_lightning.peft_io.stacked import StackWriter
 
+    tell_shown(exporter.loaded, instructions)
     start = time.monotonic()
     for done in StackWriter(exporter).write(instructions, output):
-        say(f"{done} of {len(instructions)} adapters in {time.monotonic() - start:.0f} s")
+        say("adapt", f"{done} of {len(instructions)} adapters in {time.monotonic() - start:.0f} s")
     yield output
 
 
@@ -171,9 +170,9 @@ def write_finetuned(
     steps, lr, seed = options
     tuner = Finetuner(exporter.loaded, FinetuneConfig(steps, lr, seed=seed))
     adapter = exporter.loaded.adapt(instruction)
-    tell_shown(exporter.loaded, instruction, adapter)
+    tell_shown(exporter.loaded, [instruction])
     lora, report = tuner.run(adapter, read_labelled(data))
-    say(f"{report.trained_on} examples trained on, {report.held_out} held out\n{report.table()}")
+    say("adapt", f"{report.trained_on} examples trained on, {report.held_out} held out\n{report.table()}")
     folder = output / f"{instruction.folder_name}-finetuned"
     trained = f"{steps} steps on {report.trained_on} examples, learning rate {lr:g}"
     exporter.write_lora(lora, adapter.instruction, folder, {"trained further": trained}, report.table())
@@ -181,30 +180,30 @@ def write_finetuned(
     yield folder
 
 
-def tell_shown(loaded: InstructedModel, given: Instruction, adapter: InstructedAdapter) -> None:
-    """Says where an adapter was made of other examples than those that its model was trained with."""
-    prompts, count, shown = loaded.prompts, len(given.demonstrations), len(adapter.instruction.demonstrations)
+def tell_shown(loaded: InstructedModel, instructions: Sequence[Instruction]) -> None:
+    """Says which adapters are made of other examples than those that their model was trained with; each reason once."""
+    names: dict[str, list[str]] = {}
+    for given in instructions:
+        if reason := other_examples(loaded, given):
+            names.setdefault(reason, []).append(given.folder_name)
+    for reason, (first, *others) in names.items():
+        more = f" and {len(others)} more" if others else ""
+        say("adapt", f"{first}{more}: {reason}")
+
+
+def other_examples(loaded: InstructedModel, given: Instruction) -> str:
+    """Returns how the examples that are read of an instruction differ from those of training; empty where not."""
+    prompts, count, shown = loaded.prompts, len(given.demonstrations), len(loaded.shown(given).demonstrations)
     if shown < count and prompts.demonstrations == 0:
-        say(f"{given.folder_name}: the model was trained on definitions alone; it reads no examples")
-    elif shown < min(count, prompts.demonstrations):
-        say(f"{given.folder_name}: {shown} of {count} examples fit into {prompts.max_input_length} tokens")
-    elif count < prompts.demonstrations:
-        say(
-            f"{given.folder_name}: the model was trained on instructions with {prompts.demonstrations} "
+        return "the model was trained on definitions alone; it reads no examples"
+    if shown < min(count, prompts.demonstrations):
+        return f"{shown} of {count} examples fit into {prompts.max_input_length} tokens"
+    if count < prompts.demonstrations:
+        return (
+            f"the model was trained on instructions with {prompts.demonstrations} "
             f"examples and this one has {count}; give them: --positive"
         )
+    return ""
 
 
-def say(text: str) -> None:
-    """Prints to standard error, since standard output lists folders."""
-    print(f"tagi adapt: {text}", file=sys.stderr, flush=True)
-
-
-def main(args: list[str]) -> int:
-    """Runs `tagi adapt`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(adapt, args=args, as_positional=False, prog="tagi adapt", allow_abbrev=False)
-    except (ValueError, OSError) as error:  # all errors that are told are among them
-        say(str(error))
-        return 1
-    return 0
+main = options_of(adapt)

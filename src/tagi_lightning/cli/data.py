@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of
 
 
 def data(
@@ -47,13 +46,4 @@ def data(
     print(f"{taskset} tasks are in {folder}")
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi data`; returns the exit code."""
-    from tagi_lightning.data.report import DataError
-
-    try:
-        jsonargparse.auto_cli(data, args=args, as_positional=False, prog="tagi data", allow_abbrev=False)
-    except (DataError, OSError) as error:
-        print(f"tagi data: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(data)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
+from tagi_lightning.cli.command import options_of
 from tagi_lightning.doctor import Finding
 from tagi_lightning.doctor.versions import check_python, check_versions, compromised
 
@@ -141,13 +139,4 @@ def doctor(
     return int("problem" in states)
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi doctor`; returns 0 where nothing is a problem."""
-    try:
-        code: int = jsonargparse.auto_cli(
-            doctor, args=args, as_positional=False, prog="tagi doctor", allow_abbrev=False
-        )
-    except (ValueError, OSError) as error:
-        print(f"tagi doctor: {error}", file=sys.stderr)
-        return 1
-    return code
+main = options_of(doctor)

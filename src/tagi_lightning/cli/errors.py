@@ -6,22 +6,8 @@ from contextlib import contextmanager
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from tagi_lightning.backbones.loading import BackboneError
-from tagi_lightning.cli.runs import RunFolderError
-from tagi_lightning.data.report import DataError
-from tagi_lightning.stages.base import MissingInputError
-from tagi_lightning.storage.serialization import ModelFolderError
-
-TOLD_ERRORS = (
-    BackboneError,
-    DataError,
-    MisconfigurationException,
-    MissingInputError,
-    ModelFolderError,
-    OSError,
-    RunFolderError,
-    ValueError,
-)
+TOLD_ERRORS = (MisconfigurationException, OSError, ValueError)
+"""What every error that is told derives from."""
 
 
 class MemoryTooSmallError(ValueError):
@@ -29,14 +15,17 @@ class MemoryTooSmallError(ValueError):
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
-    """Says what to lower where memory runs out.
+def told_plainly() -> Iterator[None]:
+    """Makes errors that are told of what Lightning calls misconfigured and of memory that runs out.
 
     Raises:
-        MemoryTooSmallError: If it does.
+        MemoryTooSmallError: If it does; the message says what to lower.
+        ValueError: For Lightning's.
     """
     try:
         yield
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     except (MemoryError, RuntimeError) as error:
         told = str(error).split("\n")[0]
         # the CPU's allocator has no error of its own

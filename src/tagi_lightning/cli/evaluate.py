@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,15 @@ from torch.utils.data import DataLoader
 
 from data_modules.control_instructions import ControlInstructions
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
-from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
-from tagi_lightning.cli.lightning_cli import TagiCLI, locate_stage, plain
+from tagi_lightning.cli.errors import told_plainly
+from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
 from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
 from tagi_lightning.costs.flops import token_formula
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
+from tagi_lightning.data.report import shortened
 from tagi_lightning.evaluation.controls import ONCE_FOR_ALL_TASKS, generated
 from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
@@ -75,6 +75,7 @@ class Evaluator:
         self.stage: Evaluation = cli.model
         self.data = cli.datamodule
         self.folder = self.stage.folder
+        self.options = plain(cli.config, cli.parser)
         self._flops: dict[str, int] = {}
         # loaders differ between systems, and Lightning keeps a data module's first one
         self.data.trainer = cli.trainer
@@ -107,7 +108,7 @@ class Evaluator:
             metrics = aggregate(rows) | {"system": name, "seed": self.cli.config.seed_everything, **facts}
             target.mkdir(parents=True, exist_ok=True)
             write_predictions(target / PREDICTIONS, rows, overwrite=True)
-            config = yaml.safe_dump(plain(self.cli.config, self.cli.parser), sort_keys=False)
+            config = yaml.safe_dump(self.options, sort_keys=False)
             (target / "config.yaml").write_text(config, encoding="utf-8")
             write_metrics(target / METRICS, metrics | environment(), overwrite=True)
         evaluations = read_evaluations(self.folder.parent) if self.cli.trainer.is_global_zero else {}
@@ -121,18 +122,22 @@ class Evaluator:
         """Compares the present options with those that the hypernetwork was trained with, where its run tells them.
 
         Raises:
-            RunFolderError: If the hypernetwork would read something else than in training.
+            RunFolderError: If the hypernetwork would read something else than in training, or the record of that is
+                damaged.
         """
         record = self.stage.weights.parent / "config.yaml"
         uses = any(SYSTEMS[name].generates for name in self.stage.systems if name in SYSTEMS)
         if not uses or not record.is_file():
             return
-        trained = dict(flatten(yaml.safe_load(record.read_text(encoding="utf-8"))))
-        present = dict(flatten(plain(self.cli.config, self.cli.parser)))
+        advice = "remove it to evaluate without comparing"
+        trained = dict(flatten(read_mapping(record, advice, RunFolderError)))
+        present = dict(flatten(self.options))
         differing = [key for key in COMPARED if trained.get(key, present.get(key)) != present.get(key)]
-        told = [f"{key} {trained[key]!r} there, {present.get(key)!r} here" for key in differing]
+        told = [f"{key} {shortened(repr(trained[key]))} there, {present.get(key)!r} here" for key in differing]
         if needed := [
-            f"--{key}={'null' if trained[key] is None else trained[key]}" for key in differing if key in SAME
+            f"--{key}={'null' if trained[key] is None else shortened(str(trained[key]))}"
+            for key in differing
+            if key in SAME
         ]:
             raise RunFolderError(
                 f"{record.parent} was trained on other prompts or states: {'; '.join(told)}; give {' '.join(needed)}"
@@ -144,17 +149,19 @@ class Evaluator:
         """Refuses results that other options, weights or another backbone gave.
 
         Raises:
-            RunFolderError: If there is any difference; the message names it.
+            RunFolderError: If there is any difference, or what tells it is damaged; the message names it.
         """
-        old = yaml.safe_load((target / "config.yaml").read_text(encoding="utf-8"))
+        again = "--overwrite=true makes it again"
+        old = read_mapping(target / "config.yaml", again, RunFolderError)
         free = ("model.init_args.systems", "model.init_args.flops", "trainer.")
-        found = [
-            line for line in differences(old, plain(self.cli.config, self.cli.parser)) if not line.startswith(free)
-        ]
-        metrics = json.loads((target / METRICS).read_text(encoding="utf-8"))
+        found = differences(old, self.options)
+        if found:  # an option that was not there yet was at its default
+            found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
+        found = [line for line in found if not line.startswith(free)]
+        metrics = read_mapping(target / METRICS, again, RunFolderError)
         if name in SYSTEMS:
             self.stage.configure_model()
-            if metrics["backbone_digest"] != self.stage.checkpoint_backbone_digest():
+            if metrics.get("backbone_digest") != self.stage.checkpoint_backbone_digest():
                 found.append("the backbone was trained on since")
             if metrics.get("weights_digest") not in (None, self.stage.model.digest()):
                 found.append("the hypernetwork was trained on since")
@@ -162,7 +169,7 @@ class Evaluator:
                 found.append("the teachers were trained on since")
         if found:
             reasons = "\n  ".join(found[:10])
-            raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n--overwrite=true makes it again.")
+            raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n{again}.")
 
     def teachers_digest(self, name: str) -> str | None:
         """Returns the digest of the teachers' weights where a system uses them."""
@@ -269,12 +276,8 @@ class Evaluator:
 
 def main(args: list[str]) -> int:
     """Runs `tagi evaluate`; returns the exit code."""
-    try:
+    with told_plainly():
         cli = EvaluateCLI(args)
         check_systems(cli.model.systems)
-        with memory_told():
-            Evaluator(cli).run()
-    except TOLD_ERRORS as error:
-        print(f"tagi evaluate: {error}", file=sys.stderr)
-        return 1
+        Evaluator(cli).run()
     return 0

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-from tagi_lightning.cli.errors import TOLD_ERRORS, memory_told
+from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import (
     CONFIG_FILE,
     RunFolderError,
     RunRecord,
-    differences,
+    check_options,
     file_digest,
     locked,
     read_run,
-    reason,
 )
 from tagi_lightning.cli.system import expand_system
+from tagi_lightning.data.report import shortened
 from tagi_lightning.preemption import Preempted, preemption
 from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
@@ -76,34 +74,18 @@ class FitCLI(TagiCLI):
         saved = any((folder / "checkpoints" / name).exists() for name in (LAST, PREVIOUS))
         # a start that failed before its first checkpoint binds nobody
         if (saved or has_model) and record and (folder / CONFIG_FILE).is_file():
-            self.compare(folder)
+            present = plain(self.config, self.parser)
+            check_options(folder, present, lambda: defaults_of(present, self.parser))
         enough = record.get("converged") or record.get("global_step", 0) >= self.config.trainer.max_steps
         if record.get("status") != "finished" or not enough or not has_model:
             return None
-        present = inputs_of(self.config)
-        if changed := [name for name, digest in record.get("inputs", {}).items() if present.get(name) != digest]:
+        inputs = inputs_of(self.config)
+        if changed := [name for name, digest in record.get("inputs", {}).items() if inputs.get(name) != digest]:
             raise RunFolderError(
-                f"{folder} was finished on other results of {', '.join(changed)} than are there now; "
+                f"{folder} was finished on other results of {shortened(', '.join(changed))} than are there now; "
                 f"remove {folder} to train it again"
             )
-        return f"{folder.name}: already finished in {folder} ({record['global_step']} steps); nothing to do"
-
-    def compare(self, folder: Path) -> None:
-        """Refuses options that are not those of the run folder and would change what is trained.
-
-        Raises:
-            RunFolderError: If there are any; the message says which and why they cannot change.
-        """
-        old = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        new = plain(self.config, self.parser)
-        if found := differences(old, new):
-            found = differences(old, new, defaults_of(new, self.parser))
-        if found:
-            told = [f"{line} ({reason(line.split(':')[0])})" for line in found[:10]]
-            raise RunFolderError(
-                f"{folder} was made with another configuration:\n  " + "\n  ".join(told) + "\n"
-                "Give another RUN, the same configuration, or remove that folder."
-            )
+        return f"{folder.name}: already finished in {folder} ({record.get('global_step', 0)} steps); nothing to do"
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer unless the stage is finished."""
@@ -169,8 +151,7 @@ def train(cli: FitCLI) -> int:
     record = RunRecord(folder, facts_of(cli)) if trainer.is_global_zero else None
     status = "failed"
     try:
-        with memory_told():
-            trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
+        trainer.fit(stage, datamodule=cli.datamodule, ckpt_path=path, weights_only=True)
         load_best(cli)
         if trainer.is_global_zero:
             stage.save(folder / MODEL)
@@ -194,13 +175,9 @@ def train(cli: FitCLI) -> int:
 
 def main(args: list[str]) -> int:
     """Runs `tagi fit`; returns the exit code."""
-    try:
-        with ExitStack() as held:
-            cli = FitCLI(expand_system(args), held)
-            if cli.skip:
-                print(cli.skip)
-                return 0
-            return train(cli)
-    except TOLD_ERRORS as error:
-        print(f"tagi fit: {error}", file=sys.stderr)
-        return 1
+    with told_plainly(), ExitStack() as held:
+        cli = FitCLI(expand_system(args), held)
+        if cli.skip:
+            print(cli.skip)
+            return 0
+        return train(cli)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of, say
 
 if TYPE_CHECKING:
     from tagi_lightning.data.task import Task
@@ -66,7 +65,7 @@ def inspect(
     transformers.utils.logging.disable_progress_bar()
     loaded = InstructedModel.load(model, backbone, device=device)
     chosen = tokenize(loaded, by_split, count, max(1, instances))
-    say(f"{len(chosen)} of {sum(map(len, by_split.values()))} tasks")
+    say("inspect", f"{len(chosen)} of {sum(map(len, by_split.values()))} tasks")
     inspection = inspect_model(loaded.model, chosen, loaded.tokenizer, find_teachers(loaded, teachers))
     samples = []
     if instances:
@@ -79,7 +78,7 @@ def inspect(
     lines = sample_lines(one_a_task(samples)) if samples else ()
     page = write_page(Path(output), f"What {model} does", facts, inspection, lines)
     for what, why in inspection.left_out.items():
-        say(f"left out: {what}: {why}")
+        say("inspect", f"left out: {what}: {why}")
     print(page, flush=True)
 
 
@@ -165,7 +164,7 @@ def find_teachers(loaded: InstructedModel, teachers: str) -> LoraBank | None:
         except ModelFolderError as error:
             if named:
                 raise
-            say(f"the run's teachers cannot be compared with: {error}")
+            say("inspect", f"the run's teachers cannot be compared with: {error}")
     return None
 
 
@@ -184,16 +183,4 @@ def facts_of(loaded: InstructedModel, name: str, tasks: str, chosen: InspectedTa
     }
 
 
-def say(text: str) -> None:
-    """Prints to standard error, since standard output names the page."""
-    print(f"tagi inspect: {text}", file=sys.stderr, flush=True)
-
-
-def main(args: list[str]) -> int:
-    """Runs `tagi inspect`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(inspect, args=args, as_positional=False, prog="tagi inspect", allow_abbrev=False)
-    except (ValueError, OSError) as error:  # all errors that are told are among them
-        say(str(error))
-        return 1
-    return 0
+main = options_of(inspect)

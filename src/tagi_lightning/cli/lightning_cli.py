@@ -12,7 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import transformers
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -41,6 +41,9 @@ from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL, MissingInputError
 from tagi_lightning.storage.durable import replace_text
+
+# options of configuration classes are described under their fields
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 """Files one of which every tokenizer folder has; without any, transformers makes up a vocabulary."""

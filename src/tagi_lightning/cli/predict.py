@@ -8,16 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal
 
-import jsonargparse
-
+from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.cli.instructions import one_instruction
 
 if TYPE_CHECKING:
     from tagi_lightning.inference.answering import Answerer
     from tagi_lightning.inference.requests import Request
-
-CLOSED = 141
-"""Exit code of a command whose output was closed, 128 + SIGPIPE."""
 
 
 def predict(
@@ -107,7 +103,7 @@ class Printer:
                 self.refuse(number, f"cannot be answered: {answer}")
                 continue
             if answer.cut:
-                say(f"line {number} is longer than the model reads; its end was left out")
+                say("predict", f"line {number} is longer than the model reads; its end was left out")
             self.answered += 1
             print(json.dumps(answer.to_json(request), ensure_ascii=False))
         sys.stdout.flush()
@@ -116,33 +112,18 @@ class Printer:
     def refuse(self, number: int, problem: str) -> None:
         """Tells a line that gets no answer."""
         self.refused += 1
-        say(f"line {number} {problem}")
+        say("predict", f"line {number} {problem}")
 
     def finish(self) -> int:
         """Tells how much was done; returns the exit code."""
         self.bar.close()
         seconds = time.monotonic() - self.start
         bad = f"; {self.refused} lines have none" if self.refused else ""
-        say(f"{self.answered} answers in {seconds:.1f} s, {self.answerer.cache.misses} instructions read{bad}")
+        say(
+            "predict",
+            f"{self.answered} answers in {seconds:.1f} s, {self.answerer.cache.misses} instructions read{bad}",
+        )
         return 1 if self.refused else 0
 
 
-def say(text: str) -> None:
-    """Prints to standard error, since standard output lists answers."""
-    print(f"tagi predict: {text}", file=sys.stderr, flush=True)
-
-
-def main(args: list[str]) -> int:
-    """Runs `tagi predict`; returns the exit code."""
-    try:
-        code: int = jsonargparse.auto_cli(
-            predict, args=args, as_positional=False, prog="tagi predict", allow_abbrev=False
-        )
-    except BrokenPipeError:
-        # the interpreter writes what is left when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CLOSED
-    except (ValueError, OSError) as error:  # all errors that are told are among them
-        say(str(error))
-        return 1
-    return code
+main = options_of(predict)

@@ -56,14 +56,7 @@ def report(
 
 def main(args: list[str]) -> int:
     """Runs `tagi report`; returns the exit code."""
-    from tagi_lightning.report.files import ReportError
-
     parser = jsonargparse.ArgumentParser(prog="tagi report", description="Write a report of run folders.")
     parser.add_function_arguments(report, as_group=False, skip={"command"})
-    try:
-        options = parser.parse_args(args)
-        report(shlex.join(["tagi", "report", *args]), **options)
-    except (ReportError, OSError) as error:
-        print(f"tagi report: {error}", file=sys.stderr)
-        return 1
+    report(shlex.join(["tagi", "report", *args]), **parser.parse_args(args))
     return 0

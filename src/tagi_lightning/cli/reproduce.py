@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jsonargparse
-
+from tagi_lightning.cli.command import options_of
 from tagi_lightning.reproduce.configurations import check_choices
 from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
 from tagi_lightning.reproduce.plan import Grid, check_steps, plan
@@ -206,13 +205,4 @@ def reproduce(
     return 1 if outcome.failed or code else 0
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi reproduce`; returns the exit code."""
-    try:
-        code: int = jsonargparse.auto_cli(
-            reproduce, args=args, as_positional=False, prog="tagi reproduce", allow_abbrev=False
-        )
-    except (ValueError, OSError) as error:
-        print(f"tagi reproduce: {error}", file=sys.stderr)
-        return 1
-    return code
+main = options_of(reproduce)

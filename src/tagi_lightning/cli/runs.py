@@ -10,13 +10,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits, flatten
 from tagi_lightning.storage.durable import replace_text
 
@@ -89,11 +90,32 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mappin
         parts = key.split(".")
         if key in FREE_BACKBONE_KEYS or (parts[0] == "data" and parts[-1] in FREE_DATA_KEYS):
             continue
-        if parts[0] in FREE_KEYS or (parts[0] == "trainer" and parts[1] in FREE_TRAINER_KEYS):
+        if parts[0] in FREE_KEYS or (parts[0] == "trainer" and FREE_TRAINER_KEYS.intersection(parts[1:2])):
             continue
         if flat_old.get(key) != flat_new.get(key):
-            differing.append(f"{key}: {flat_old.get(key)!r} there, {flat_new.get(key)!r} now")
+            differing.append(shortened(f"{key}: {flat_old.get(key)!r} there, {flat_new.get(key)!r} now"))
     return differing
+
+
+def check_options(folder: Path, present: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]) -> None:
+    """Refuses options that are not those of a stage's folder and would change what is trained.
+
+    Args:
+        folder: The stage's folder, with the configuration that it was made with.
+        present: The present configuration.
+        defaults: Returns the value of an option that nobody gives, by dotted name; called where something differs.
+
+    Raises:
+        RunFolderError: If there are any, or the folder's configuration is damaged; the message says which, and why they
+            cannot change.
+    """
+    old = read_mapping(folder / CONFIG_FILE, f"remove {folder} or give another RUN", RunFolderError)
+    if differences(old, present) and (found := differences(old, present, defaults())):
+        told = [f"{line} ({reason(line.split(':')[0])})" for line in found[:10]]
+        raise RunFolderError(
+            f"{folder} was made with another configuration:\n  " + "\n  ".join(told) + "\n"
+            "Give another RUN, the same configuration, or remove that folder."
+        )
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, Any]:
@@ -169,12 +191,10 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / RUN_FILE
     if not path.is_file():
         return {}
-    try:
-        values: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or any(key in values and not fits(values[key], RECORD[key]) for key in RECORD):
-            raise ValueError("it is no record of a run")
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); remove {folder} or give another RUN") from error
+    advice = f"remove {folder} or give another RUN"
+    values = read_mapping(path, advice, RunFolderError)
+    if wrong := [key for key in RECORD if key in values and not fits(values[key], RECORD[key])]:
+        raise RunFolderError(f"{path} is damaged ({', '.join(wrong)} cannot be what they are); {advice}")
     return values
 
 

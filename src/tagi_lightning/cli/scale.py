@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of
 
 DOCUMENT = """\
 # Scale
@@ -131,11 +131,4 @@ def scale(
     )
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi scale`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(scale, args=args, as_positional=False, prog="tagi scale", allow_abbrev=False)
-    except (ValueError, OSError) as error:
-        print(f"tagi scale: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(scale)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-import jsonargparse
-
-from tagi_lightning.data.report import DataError
+from tagi_lightning.cli.command import options_of
 
 
 def score(predictions: str, output: str | None = None, overwrite: bool = False) -> None:
@@ -26,11 +22,4 @@ def score(predictions: str, output: str | None = None, overwrite: bool = False) 
     print(metrics_text(metrics))
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi score` with the arguments after the verb; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(score, args=args, as_positional=False, prog="tagi score", allow_abbrev=False)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+main = options_of(score)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from tagi_lightning import stages
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.reproduce.systems import load_system
 from tagi_lightning.stages import Stage
 
@@ -57,13 +58,12 @@ def configured_stage(configs: Sequence[str]) -> str:
     """Returns the name of the stage that configuration files name, the last one winning.
 
     Raises:
-        ValueError: If none does.
+        ValueError: If none does, or one is damaged.
     """
     known = {name: cls for name, cls in vars(stages).items() if isinstance(cls, type) and issubclass(cls, Stage)}
     found = None
     for path in (Path(config) for config in configs if "\n" not in config):
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        model = values.get("model") if isinstance(values, dict) else None
+        model = read_mapping(path).get("model") if path.is_file() else None
         if isinstance(model, dict) and "class_path" in model:
             found = str(model["class_path"]).rpartition(".")[2]
     if found not in known:

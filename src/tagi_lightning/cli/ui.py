@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of, say
 
 if TYPE_CHECKING:
     from tagi_lightning.data.instruction import Instruction
@@ -64,9 +63,9 @@ def ui(
     generation = GenerationConfig(max_new_tokens, stop_at_newline=stop_at_newline)
     bench = Workbench(loaded, known, limits, generation)
     if known:
-        say(f"{len(known)} known tasks")
+        say("ui", f"{len(known)} known tasks")
     if not is_loopback(host):
-        say(f"everyone who reaches {host}:{port} can use this model, and there is no password")
+        say("ui", f"everyone who reaches {host}:{port} can use this model, and there is no password")
     serve(bench, host, port)
 
 
@@ -86,16 +85,4 @@ def known_tasks(path: Path, count: int | None) -> list[Instruction]:
     return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in spread(tasks, count)]
 
 
-def say(text: str) -> None:
-    """Prints to standard error."""
-    print(f"tagi ui: {text}", file=sys.stderr, flush=True)
-
-
-def main(args: list[str]) -> int:
-    """Runs `tagi ui`; returns the exit code."""
-    try:
-        jsonargparse.auto_cli(ui, args=args, as_positional=False, prog="tagi ui", allow_abbrev=False)
-    except (ValueError, OSError) as error:  # all errors that are told are among them
-        say(str(error))
-        return 1
-    return 0
+main = options_of(ui)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import jsonargparse
+from tagi_lightning.cli.command import options_of
 
 
 def vocabulary(corpora: list[str], folder: str, size: int = 8000) -> None:
@@ -26,13 +25,4 @@ def vocabulary(corpora: list[str], folder: str, size: int = 8000) -> None:
     print(f"the tokenizer is in {folder}")
 
 
-def main(args: list[str]) -> int:
-    """Runs `tagi vocabulary`; returns the exit code."""
-    from tagi_lightning.data.report import DataError
-
-    try:
-        jsonargparse.auto_cli(vocabulary, args=args, as_positional=False, prog="tagi vocabulary", allow_abbrev=False)
-    except (DataError, OSError, RuntimeError) as error:
-        print(f"tagi vocabulary: {error}", file=sys.stderr)
-        return 1
-    return 0
+main = options_of(vocabulary)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NoReturn
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
+
+from tagi_lightning.data.report import shortened
 
 _SYSTEM, _USER, _ASSISTANT = "placeholder-1", "placeholder-2", "placeholder-3"
 
@@ -42,8 +43,9 @@ class ChatTurns:
             alone = _render(tokenizer, False, system=_SYSTEM)
             asked = _render(tokenizer, True, system=_SYSTEM, user=_USER)
             answered = _render(tokenizer, False, system=_SYSTEM, user=_USER, assistant=_ASSISTANT)
-        except TemplateError as error:
-            _refuse(tokenizer, f"has a chat template that takes no system turn ({error})")
+        except Exception as error:  # a template runs, and raises whatever it meets
+            reason = shortened(" ".join(str(error).split())) or type(error).__name__
+            _refuse(tokenizer, f"has a chat template that takes no system turn ({reason})")
         start, middle, cue = _cut(tokenizer, asked, _SYSTEM, _USER)
         _, ending = _cut(tokenizer, alone, _SYSTEM)
         *_, after = _cut(tokenizer, answered, _SYSTEM, _USER, _ASSISTANT)

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.batch import TaskBatch, TextBatch, Tokens, pad_labels
-from tagi_lightning.data.sampler import Batch, EpochSampler, random_generator
+from tagi_lightning.data.epochs import Batch, EpochSampler, random_generator
 from tagi_lightning.data.text import TextSequences
 from tagi_lightning.data.tokenized import ExampleIndex
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Task, TaskSplits
@@ -65,17 +66,35 @@ def load_or_read(
     """
     form = form or PromptForm()
     note = cache_dir / f"read-{read_key(files, dict(options), cache_settings(tokenizer, form))}.json"
-    found = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    found = read_note(note)
     if found is None or not all(is_whole(cache_dir / name) for name in found["caches"].values()):
         own = DataReport(report.source)
         caches = {
             split: make_cache(tasks, tokenizer, cache_dir, form).name for split, tasks in by_split(read(own)).items()
         }
         found = {"caches": caches, "notes": own.notes}
-        _write(note, json.dumps(found))
+        _write(note, json.dumps({**found, "sha256": _note_digest(found)}))
     for kind, places in found["notes"].items():
         report.notes[kind] += places
     return {split: open_cache(cache_dir / name) for split, name in found["caches"].items()}
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Returns what a note tells, None where there is none, or a damaged one, which is told: reading makes it again."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_mapping(path)
+        if found.pop("sha256", None) != _note_digest(found):
+            raise ValueError(f"{path} is not what was written")
+    except ValueError as error:
+        print(f"{error}; the data are read again", flush=True)
+        return None
+    return found
+
+
+def _note_digest(found: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def by_split(splits: TaskSplits) -> dict[SplitName, Sequence[Task]]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.epochs import Batch, EpochSampler, random_generator
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sampler import Batch, EpochSampler, random_generator
 from tagi_lightning.data.token_cache import tokenizer_definition
 from tagi_lightning.data.tokenized import ExampleIndex
 

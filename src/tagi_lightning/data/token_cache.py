@@ -20,6 +20,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, disab
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.task import Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
@@ -103,7 +104,7 @@ def load_or_tokenize(
 
 
 def make_cache(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_dir: Path, form: Form) -> Path:
-    """Tokenises the tasks unless their cache folder is there and whole, and returns that folder.
+    """Tokenises the tasks unless their cache folder is there and whole, and returns that folder; tells a damaged one.
 
     Raises:
         ValueError: If there are no tasks.
@@ -112,6 +113,8 @@ def make_cache(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_
         raise ValueError("no tasks to tokenise")
     folder = cache_dir / cache_key(tasks, tokenizer, form)
     if not is_whole(folder):
+        if folder.exists():
+            print(f"{folder} is damaged; its tasks are tokenised again", flush=True)
         _write(folder, tasks, tokenizer, form)
     return folder
 
@@ -127,15 +130,17 @@ def open_cache(folder: Path) -> TokenizedTasks:
 
 
 def is_whole(folder: Path) -> bool:
-    """Tells whether every file of a cache folder is there with the size it was written with."""
-    manifest = folder / _MANIFEST
-    if not manifest.is_file():
-        return False
+    """Tells whether a cache folder holds the files that were written, with the sizes they were written with."""
     try:
-        sizes: dict[str, int] = json.loads(manifest.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        return read_mapping(folder / _MANIFEST) == _sizes(folder)
+    except ValueError:  # a cache that is damaged is made again
         return False
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Returns the size of every file of a cache folder but the manifest, by its path there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> None:
@@ -149,9 +154,7 @@ def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFa
         disable_progress_bars()
         _tokenize_tasks(tasks, tokenizer, form).save_to_disk(str(new / "tasks"))
         _tokenize_instances(tasks, tokenizer, form).save_to_disk(str(new / "instances"))
-        files = sorted(path for path in new.rglob("*") if path.is_file())
-        sizes = {path.relative_to(new).as_posix(): path.stat().st_size for path in files}
-        (new / _MANIFEST).write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+        (new / _MANIFEST).write_text(json.dumps(_sizes(new), indent=1), encoding="utf-8")
         if folder.exists() and not is_whole(folder):
             shutil.rmtree(folder)
         try:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.backbones.loading import Dtype
-from tagi_lightning.data.batch import TaskBatch, Tokens, pad_labels
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.tokenizer import load_tokenizer
@@ -91,9 +91,11 @@ class InstructedModel:
                 "of a stage that trains on instructions: make distill"
             )
         if model.config.memory_of == "demonstrations" or model.config.reads == "demonstrations":
+            apart = model.config.memory_of == "demonstrations"
+            option = "tagi.memory_of" if apart else "tagi.reads"
             raise ModelFolderError(
-                f"{name} was trained on many demonstrations a task, which an instruction does not have; supported: "
-                "tagi.memory_of=instruction with tagi.reads=input or prompt"
+                f"{name} reads a task's demonstrations themselves ({option}=demonstrations) and makes no adapter of an "
+                "instruction; supported: tagi.memory_of=instruction with tagi.reads=input or prompt"
             )
         model.requires_grad_(False).to(device)
         return cls(model, load_tokenizer(model.backbone.name), model.prompts)
@@ -204,7 +206,7 @@ class InstructedModel:
         return TaskBatch(
             instruction=self._pad([[]] * len(instructions)),
             input=self._pad(self.input_rows([instructions[task] for task in tasks], inputs)),
-            labels=pad_labels([[]] * len(inputs)),
+            labels=torch.empty(len(inputs), 0, dtype=torch.long),
             task_index=torch.tensor(tasks, dtype=torch.long),
             category=torch.full((len(instructions),), -1),
             choice_texts=tuple(tuple(some) for some in choices),

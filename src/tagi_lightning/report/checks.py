@@ -8,7 +8,7 @@ from typing import Any
 
 from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits
-from tagi_lightning.report.files import ReportError
+from tagi_lightning.report.files import ReportError, read_file
 
 GROUPS = ("by_task", "by_category", "by_template")
 TEXTS = ("weights", "backbone_digest")
@@ -16,17 +16,15 @@ NUMBERS = ("seconds", "relative_flops", "relative_flops_formula")
 RECORD = dict.fromkeys(("global_step", "effective_batch", "trained_parameters"), int | None) | {"seconds": float | None}
 
 
-def check_metrics(path: Path, metrics: Mapping[str, Any], answered: Mapping[str, int]) -> None:
-    """Refuses a metrics.json whose figures cannot be computed with.
-
-    Args:
-        path: The file.
-        metrics: What it holds.
-        answered: Answers of each task in the predictions beside it.
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Returns what a metrics.json holds.
 
     Raises:
-        ReportError: If a value is of another type, or not of the answers beside it.
+        ReportError: If it is missing, damaged, of an older layout, or its figures cannot be computed with.
     """
+    metrics = read_file(path)
+    if missing := missing_keys(metrics):
+        raise ReportError(f"{path} is of an older layout, without {', '.join(missing)}: evaluate again")
     wrong = [key for key in GROUPS if not is_mapping_of_scores(metrics.get(key, {}))]
     wrong += [key for key in TEXTS if not fits(metrics.get(key), str | None)]
     wrong += [key for key in NUMBERS if not fits(metrics.get(key), float | None)]
@@ -34,6 +32,30 @@ def check_metrics(path: Path, metrics: Mapping[str, Any], answered: Mapping[str,
     wrong += [key for key, kind in (("system", str), ("seed", int)) if not fits(metrics[key], kind)]
     if wrong:
         raise ReportError(f"{path} is damaged ({', '.join(wrong)} cannot be what they are): evaluate again")
+    return metrics
+
+
+def missing_keys(metrics: Mapping[str, Any]) -> list[str]:
+    """Lists the keys that today's metrics.json has and `metrics` lacks."""
+    needed = ["overall", "by_task", "system", "seed", *(["backbone_digest"] if "seconds" in metrics else [])]
+    if missing := [key for key in needed if metrics.get(key) is None]:
+        return missing
+    by_task = metrics["by_task"] if isinstance(metrics["by_task"], dict) else {}
+    groups = {"overall": metrics["overall"], **{f"by_task.{name}": row for name, row in by_task.items()}}
+    return [f"{shortened(name)}.n" for name, row in groups.items() if isinstance(row, dict) and "n" not in row][:3]
+
+
+def check_answers(path: Path, metrics: Mapping[str, Any], answered: Mapping[str, int]) -> None:
+    """Refuses a metrics.json that is not of the predictions beside it.
+
+    Args:
+        path: The file.
+        metrics: What it holds.
+        answered: Answers of each task in the predictions.
+
+    Raises:
+        ReportError: If it tells of other answers, or a task lacks a score.
+    """
     if metrics["overall"]["n"] != sum(answered.values()):
         told = f"{path.name} tells of {metrics['overall']['n']} answers"
         raise ReportError(f"{told}, predictions.jsonl of {sum(answered.values())}")
@@ -65,10 +87,9 @@ def check_description(path: Path, description: Mapping[str, Any]) -> None:
     """Refuses a system.yaml that does not tell which row of a table a run is.
 
     Raises:
-        ReportError: If name or title are no text, or the overrides no options.
+        ReportError: If name or title are no text.
     """
     wrong = [key for key in ("name", "title") if not fits(description.get(key), str | None)]
-    wrong += [] if is_plain(description.get("overrides")) else ["overrides"]
     if wrong:
         raise ReportError(f"{path} is damaged ({', '.join(wrong)} cannot be what they are)")
 
@@ -81,12 +102,3 @@ def is_scores(row: Any) -> bool:
 def is_mapping_of_scores(groups: Any) -> bool:
     """Tells whether a value is scores by group."""
     return isinstance(groups, dict) and all(map(is_scores, groups.values()))
-
-
-def is_plain(value: Any) -> bool:
-    """Tells whether a value is one of JSON."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) for key in value) and all(map(is_plain, value.values()))
-    if isinstance(value, list):
-        return all(map(is_plain, value))
-    return isinstance(value, str | int | float | None)

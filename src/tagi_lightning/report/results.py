@@ -14,8 +14,8 @@ from typing import Any
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import MAX_CHARACTERS, shortened
 from tagi_lightning.options import fits
-from tagi_lightning.report.checks import check_description, check_metrics
-from tagi_lightning.report.files import ReportError, read_json, read_options, read_yaml
+from tagi_lightning.report.checks import check_answers, check_description, read_metrics
+from tagi_lightning.report.files import ReportError, read_file, read_options
 from tagi_lightning.report.training import Training, trainings_of
 
 MAX_SHOWN = 3
@@ -130,14 +130,12 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
     Raises:
         ReportError: If a file is missing, damaged or of an older layout.
     """
-    metrics = read_json(folder / METRICS)
-    if missing := missing_keys(metrics):
-        raise ReportError(f"{folder / METRICS} is of an older layout, without {', '.join(missing)}: evaluate again")
+    metrics = read_metrics(folder / METRICS)
     run = folder.parent.parent
     described = run / DESCRIPTION
     keys, answered = read_answers(folder / PREDICTIONS)
-    check_metrics(folder / METRICS, metrics, answered)
-    description = read_yaml(described) if described.is_file() else {}
+    check_answers(folder / METRICS, metrics, answered)
+    description = read_file(described) if described.is_file() else {}
     check_description(described, description)
     data = digest(keys)
     if metrics["system"] in held_out:
@@ -152,16 +150,6 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
         data=data,
         trainings=trainings_of(run, metrics.get("weights")),
     )
-
-
-def missing_keys(metrics: Mapping[str, Any]) -> list[str]:
-    """Lists the keys that today's metrics.json has and `metrics` lacks."""
-    needed = ["overall", "by_task", "system", "seed", *(["backbone_digest"] if "seconds" in metrics else [])]
-    if missing := [key for key in needed if metrics.get(key) is None]:
-        return missing
-    by_task = metrics["by_task"] if isinstance(metrics["by_task"], dict) else {}
-    groups = {"overall": metrics["overall"], **{f"by_task.{name}": row for name, row in by_task.items()}}
-    return [f"{shortened(name)}.n" for name, row in groups.items() if isinstance(row, dict) and "n" not in row][:3]
 
 
 def data_digest(path: Path) -> tuple[str, int]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.report.files import ReportError, read_yaml
+from tagi_lightning.data.report import shortened
+from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.results import Result
+from tagi_lightning.report.table_file import read_table_file
 
 METRIC_TITLES = {
     "rougeL": "ROUGE-L",
@@ -77,20 +79,12 @@ def read_table(name: str, experiments: Path, taskset: str | None = None) -> Tabl
     Raises:
         ReportError: If there is no such table, or it is not as a table must be.
     """
-    folder = experiments / "tables"
-    path = next((file for file in (folder / f"{name}-{taskset}.yaml", folder / f"{name}.yaml") if file.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or f"none in {folder}"
-        raise ReportError(f"unknown table {name!r}; choose from: {known}")
-    values = read_yaml(path)
-    if lacking := [key for key in ("title", "metric", "rows") if key not in values]:
-        raise ReportError(f"{path} has no {', '.join(lacking)}")
+    path, values = read_table_file(name, experiments, taskset)
     if values["metric"] not in METRIC_TITLES:
-        raise ReportError(f"{path}: metric {values['metric']!r} is unknown; choose from {', '.join(METRIC_TITLES)}")
+        told = shortened(repr(values["metric"]))
+        raise ReportError(f"{path}: metric {told} is unknown; choose from {', '.join(METRIC_TITLES)}")
     rows, reference = [], None
-    for number, entry in enumerate(values["rows"], 1):
-        if lacking := [key for key in ("title", "system", "evaluate") if key not in entry]:
-            raise ReportError(f"{path}: row {number} has no {', '.join(lacking)}")
+    for entry in values["rows"]:
         overrides = canonical(entry.get("overrides"))
         rows.append(Row(entry["title"], entry["evaluate"], entry["system"], overrides, entry.get("paper")))
         if entry.get("reference"):

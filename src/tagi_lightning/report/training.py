@@ -10,7 +10,7 @@ from typing import Any
 
 from tagi_lightning.options import flatten
 from tagi_lightning.report.checks import check_record
-from tagi_lightning.report.files import ReportError, read_json, read_options, read_yaml
+from tagi_lightning.report.files import ReportError, read_file, read_options
 
 EARLIER = {"distill": ("align", "pretrain"), "align": ("pretrain",)}
 """Stages whose weights a stage starts from where its options say `auto`, latest first."""
@@ -57,7 +57,7 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
     while stage is not None:
         if any(stage == later.folder for later in chain):
             raise ReportError(f"{stage / 'config.yaml'}: its init_from leads back to itself")
-        record = read_json(stage / "run.json")
+        record = read_file(stage / "run.json")
         check_record(stage / "run.json", record)
         steps, batch = record.get("global_step") or 0, record.get("effective_batch")
         examples = steps * batch if batch else None
@@ -73,7 +73,7 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
 
 def flat_option(stage: Path, name: str) -> str | None:
     """Returns one of a stage's own options as it was given."""
-    value = dict(flatten(read_yaml(stage / "config.yaml"))).get(f"model.init_args.{name}")
+    value = dict(flatten(read_file(stage / "config.yaml"))).get(f"model.init_args.{name}")
     return None if value is None else str(value)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.options import fits
 from tagi_lightning.reproduce.systems import merge
 
 SOURCES = {"pretrain-backbone": "-backbone", "pretrain": "-text"}
@@ -39,10 +40,14 @@ def check_choices(experiments: Path, taskset: str, size: str, trainer: str) -> N
 
 @cache
 def merged(files: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns what the files say together, later ones winning; references to other options stay as written."""
+    """Returns what the files say together, later ones winning; references to other options stay as written.
+
+    Raises:
+        ValueError: If one is damaged.
+    """
     values: dict[str, Any] = {}
     for file in files:
-        values = merge(values, yaml.safe_load(file.read_text(encoding="utf-8")))
+        values = merge(values, read_mapping(file))
     return values
 
 
@@ -65,10 +70,17 @@ def select(config: Mapping[str, Any], name: str, default: Any = None) -> Any:
 
 
 def examples_seen(config: Mapping[str, Any]) -> int:
-    """Returns the examples that a stage on tasks sees: steps times batch."""
-    counts = ("trainer.max_steps", "data.init_args.tasks_per_batch", "data.init_args.instances_per_task")
-    steps, tasks, instances = (select(config, name, 4) for name in counts)
-    return int(steps * select(config, "trainer.accumulate_grad_batches", 1) * tasks * instances)
+    """Returns the examples that a stage on tasks sees: steps times batch.
+
+    Raises:
+        ValueError: If the configuration has another value than a whole number there.
+    """
+    names = ("trainer.max_steps", "data.init_args.tasks_per_batch", "data.init_args.instances_per_task")
+    counts = {name: select(config, name, 4) for name in names}
+    counts["trainer.accumulate_grad_batches"] = select(config, "trainer.accumulate_grad_batches", 1)
+    if wrong := [name for name, count in counts.items() if not fits(count, int)]:
+        raise ValueError(f"{', '.join(wrong)} must be whole numbers")
+    return prod(counts.values())
 
 
 def needs_teachers(config: Mapping[str, Any]) -> bool:

@@ -9,8 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.options import fits
+from tagi_lightning.reproduce.configurations import select
+from tagi_lightning.storage.durable import replace_text
+
 LOGS = "logs"
 """Folder of the jobs' output and records, in their run folder."""
+
+RECORD = {"digest": str, "seconds": float, "steps": int | None}
+"""What a job's record holds that is read again, with its types."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,15 @@ class Job:
 
     @property
     def steps(self) -> int | None:
-        """Steps of training; None for what trains nothing."""
-        return None if self.kind == "evaluate" else self.config.get("trainer", {}).get("max_steps")
+        """Steps of training; None for what trains nothing.
+
+        Raises:
+            ValueError: If the configuration has another value than a whole number there.
+        """
+        steps: int | None = None if self.kind == "evaluate" else select(self.config, "trainer.max_steps")
+        if not fits(steps, int | None):
+            raise ValueError(f"{self.name}: trainer.max_steps must be a whole number")
+        return steps
 
     def is_done(self) -> bool:
         """Whether the very same job was finished earlier and its results are there."""
@@ -72,12 +87,19 @@ class Job:
         """Writes down that it was done."""
         command = shlex.join(["tagi", *self.command])
         values = {"digest": self.digest, "seconds": round(seconds, 1), "steps": self.steps, "command": command}
-        self.record.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        replace_text(self.record, json.dumps(values, indent=2) + "\n")
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Returns what was written down at a job's end, empty where it never ended well."""
+    """Returns what was written down at a job's end, empty where it never ended well.
+
+    Raises:
+        ValueError: If that is damaged.
+    """
     if not path.is_file():
         return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    advice = "remove it, and the job looks for itself what is done"
+    values = read_mapping(path, advice)
+    if wrong := [key for key, kind in RECORD.items() if not fits(values.get(key), kind)]:
+        raise ValueError(f"{path} is damaged ({', '.join(wrong)} cannot be what they are); {advice}")
     return values

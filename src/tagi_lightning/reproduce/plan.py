@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import Any
 
 import yaml
 
+from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.data.report import shortened
+from tagi_lightning.options import fits
 from tagi_lightning.reproduce.configurations import examples_seen, merged, needs_teachers, nested, select, stage_files
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.systems import CHAIN, load_system, merge
@@ -95,7 +97,7 @@ class Planner:
         """Adds the jobs of rows. Rows of one folder are evaluated together.
 
         Raises:
-            ValueError: If two different rows have the same folder.
+            ValueError: If two different rows have the same folder, or a row's configuration is none.
         """
         groups: dict[str, list[Row]] = {}
         for row in rows:
@@ -103,8 +105,10 @@ class Planner:
         for slug, group in groups.items():
             if len({digest([asdict(row.system), row.setting]) for row in group}) > 1:
                 raise ValueError(f"rows {', '.join(row.title for row in group)} differ and share the folder {slug}")
-            trained = self.train(group[0])
-            self.evaluate(group, trained)
+            try:
+                self.evaluate(group, self.train(group[0]))
+            except ValueError as error:
+                raise ValueError(f"row {shortened(group[0].title)}: {error}") from error
 
     def train(self, row: Row) -> Job | None:
         """Adds a row's stages and what they read; returns the last one, None where nothing is trained."""
@@ -282,13 +286,15 @@ def check_steps(jobs: Sequence[Job]) -> None:
     """Refuses runs that were trained for longer than they are to be now.
 
     Raises:
-        ValueError: If there is one; the message names it.
+        ValueError: If there is one, or its record is damaged; the message names it.
     """
     for job in jobs:
         file = job.run / job.kind / "run.json"
         if job.kind not in BUDGET[:-1] or not file.is_file():
             continue
-        steps = json.loads(file.read_text(encoding="utf-8")).get("global_step", 0)
+        steps = read_mapping(file, f"remove {file.parent}, or give another --runs").get("global_step", 0)
+        if not fits(steps, int):
+            raise ValueError(f"{file} is damaged (global_step {steps!r}); remove {file.parent}, or give another --runs")
         if job.steps is not None and steps > job.steps:
             raise ValueError(
                 f"{file.parent} was trained for {steps} steps, and the budget says {job.steps}: give "

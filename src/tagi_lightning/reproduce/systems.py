@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.data.report import shortened
+from tagi_lightning.options import fits
 
 CHAIN = ("pretrain", "align", "distill")
 """Stages that a system has for itself, in order; backbone and teachers are shared by all."""
@@ -76,21 +79,23 @@ def load_system(path: Path) -> System:
 
     Raises:
         FileNotFoundError: If there is no such file; the message lists those there are.
-        ValueError: If a key is unknown, or the file is no system.
+        ValueError: If the file is damaged, a key is unknown, or it is no system.
     """
     return _build(path.stem, _inherited(path, ()), str(path))
 
 
 def _inherited(path: Path, heirs: tuple[Path, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no system {path}; {_choices(path.parent)}")
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes what can be no file's name
+        raise FileNotFoundError(f"there is no system {shortened(str(path))}; {_choices(path.parent)}")
     if path in heirs:
         raise ValueError(f"{path} inherits from itself")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is no mapping of {', '.join(sorted(KEYS))}")
+    values = read_mapping(path, f"its keys are of {', '.join(sorted(KEYS))}")
     parent = values.pop("inherits", None)
-    return merge(_inherited(path.with_name(f"{parent}.yaml"), (*heirs, path)), values) if parent else values
+    if parent is None:
+        return values
+    if not isinstance(parent, str) or Path(parent).name != parent:
+        raise ValueError(f"{path}: inherits must be the name of a system beside it, got {shortened(repr(parent))}")
+    return merge(_inherited(path.parent / f"{parent}.yaml", (*heirs, path)), values)
 
 
 def _choices(folder: Path) -> str:
@@ -100,11 +105,16 @@ def _choices(folder: Path) -> str:
 
 def _build(name: str, values: Mapping[str, Any], where: str) -> System:
     if unknown := sorted(values.keys() - KEYS):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; choose from {', '.join(sorted(KEYS))}")
+        told = shortened(", ".join(unknown))
+        raise ValueError(f"{where}: unknown keys {told}; choose from {', '.join(sorted(KEYS))}")
     chain = values.get("chain")
     if not isinstance(chain, list) or chain != [stage for stage in CHAIN if stage in chain]:
-        raise ValueError(f"{where}: chain must be stages of {', '.join(CHAIN)} in this order, got {chain}")
+        told = shortened(repr(chain))
+        raise ValueError(f"{where}: chain must be stages of {', '.join(CHAIN)} in this order, got {told}")
     sections = {key: values[key] for key in SECTIONS if key in values}
     if wrong := [key for key, section in sections.items() if not isinstance(section, Mapping)]:
         raise ValueError(f"{where}: {', '.join(wrong)} must be mappings")
-    return System(name, str(values.get("title", name)), tuple(chain), sections, values.get("logits_teacher"))
+    title, teacher = values.get("title", name), values.get("logits_teacher")
+    if not fits(title, str) or not fits(teacher, str | None):
+        raise ValueError(f"{where}: title and logits_teacher must be text")
+    return System(name, title, tuple(chain), sections, teacher)

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from tagi_lightning.data.report import shortened
+from tagi_lightning.options import fits
+from tagi_lightning.report.table_file import read_table_file
 from tagi_lightning.reproduce.systems import System, load_system
 
 SETTINGS = ("def", "def+2pos")
-
-TABLE_KEYS = frozenset({"title", "paper", "metric", "settings", "rows", "budget", "tasksets", "allow_budgets"})
-ROW_KEYS = frozenset({"title", "system", "evaluate", "overrides", "paper", "reference"})
 
 LONGEST = 100
 """Characters of a folder's name at most."""
@@ -90,52 +88,48 @@ def load_table(name: str, taskset: str, experiments: Path) -> Table:
     """Reads EXPERIMENTS/tables/<name>-<taskset>.yaml, or <name>.yaml where there is none for the task set.
 
     Raises:
-        FileNotFoundError: If there is neither; the message lists the tables there are.
-        ValueError: If a key or setting is unknown, or the table is not for the task set.
+        FileNotFoundError: If a row's system is not there; the message lists those there are.
+        ValueError: If there is no such table, it is not as a table must be, or it is not for the task set.
     """
-    folder = experiments / "tables"
-    path = next((p for p in (folder / f"{name}-{taskset}.yaml", folder / f"{name}.yaml") if p.is_file()), None)
-    if path is None:
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise FileNotFoundError(f"there is no table {name!r} in {folder}; choose from {known}, all")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    _check_keys(values, TABLE_KEYS, ("title", "metric", "rows"), str(path))
+    path, values = read_table_file(name, experiments, taskset)
     tasksets = values.get("tasksets") or {taskset: {}}
     if taskset not in tasksets:
-        raise ValueError(f"table {path.stem} is for {', '.join(tasksets)}, not for {taskset}")
+        raise ValueError(f"table {path.stem} is for {shortened(', '.join(tasksets))}, not for {taskset}")
     own = tasksets[taskset] or {}
-    _check_keys(own, frozenset({"settings", "budget"}), (), f"{path}: tasksets.{taskset}")
     settings = tuple(own.get("settings", values.get("settings", ["def"])))
     if unknown := [setting for setting in settings if setting not in SETTINGS]:
-        raise ValueError(f"{path}: unknown settings {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+        told = shortened(", ".join(unknown))
+        raise ValueError(f"{path}: unknown settings {told}; choose from {', '.join(SETTINGS)}")
+    budget = own.get("budget", values.get("budget", {}))
+    if wrong := [stage for stage, count in budget.items() if not fits(count, int)]:
+        raise ValueError(f"{path}: the budget of {shortened(', '.join(wrong))} is no whole number")
+    if not settings or not values["rows"]:
+        raise ValueError(f"{path} has no {'rows' if settings else 'settings'}")
     rows = tuple(
         _row(entry, settings[0], experiments, f"{path}: row {number}") for number, entry in enumerate(values["rows"], 1)
     )
-    return Table(path.stem, values["title"], settings, rows, own.get("budget", values.get("budget", {})))
+    return Table(path.stem, values["title"], settings, rows, budget)
 
 
 def table_names(taskset: str, experiments: Path) -> tuple[str, ...]:
-    """Returns the tables that `all` stands for: those that go with the task set."""
+    """Returns the tables that `all` stands for: those that go with the task set.
+
+    Raises:
+        ValueError: If one is not as a table must be.
+    """
     found = []
     for file in sorted((experiments / "tables").glob("*.yaml")):
         name, _, own = file.stem.partition("-")
-        tasksets = yaml.safe_load(file.read_text(encoding="utf-8")).get("tasksets") or {taskset: {}}
+        tasksets = read_table_file(file.stem, experiments, None)[1].get("tasksets") or {taskset: {}}
         if taskset in tasksets and own in ("", taskset):
             found.append(name)
     return tuple(dict.fromkeys(found))
 
 
 def _row(entry: Mapping[str, Any], setting: str, experiments: Path, where: str) -> Row:
-    _check_keys(entry, ROW_KEYS, ("title", "system", "evaluate"), where)
     overrides = entry.get("overrides") or {}
-    system = load_system(experiments / "systems" / f"{entry['system']}.yaml").with_overrides(overrides)
+    try:
+        system = load_system(experiments / "systems" / f"{entry['system']}.yaml").with_overrides(overrides)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{where}: {error}") from error
     return Row(entry["title"], system, entry["evaluate"], setting, overrides)
-
-
-def _check_keys(values: Any, known: frozenset[str], needed: tuple[str, ...], where: str) -> None:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is no mapping")
-    if unknown := sorted(map(str, values.keys() - known)):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
-    if missing := [key for key in needed if key not in values]:
-        raise ValueError(f"{where} has no {', '.join(missing)}")

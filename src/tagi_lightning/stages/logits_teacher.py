@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from tagi_lightning.backbones import Backbone, BackboneConfig, load_backbone
+from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.model import TagiModel
 from tagi_lightning.stages.base import MissingInputError
 from tagi_lightning.storage.serialization import CONFIG, load_tagi
@@ -23,14 +23,14 @@ def load_teacher_folder(folder: Path, config: BackboneConfig, student: Backbone)
     Raises:
         MissingInputError: If nothing is there.
         ModelFolderError: If the system was trained on another backbone.
-        ValueError: If the vocabularies differ.
+        ValueError: If its configuration is damaged, or the vocabularies differ.
     """
     if not (folder / CONFIG).is_file():
         raise MissingInputError(
             f"no logits teacher in {folder} ({CONFIG} is missing); train one, or set "
             "--model.init_args.logits_teacher to category, backbone or the folder of another"
         )
-    is_system = "kind" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    is_system = "kind" in read_mapping(folder / CONFIG, "make the logits teacher again, or name another")
     backbone = load_backbone(config if is_system else replace(config, name=str(folder)))
     teacher = load_tagi(folder, backbone)[0] if is_system else backbone
     if backbone.vocabulary_size != student.vocabulary_size:

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from tagi_lightning.data.sampler import EpochSampler
+from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.evaluation.predictions import Prediction, read_predictions, write_predictions
 
 Row = TypeVar("Row")

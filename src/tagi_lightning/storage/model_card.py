@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tagi_lightning import __version__
 from tagi_lightning.model import TagiModel
-from tagi_lightning.report.files import read_json
+from tagi_lightning.report.checks import read_metrics
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Averages over the test tasks by system."""
@@ -38,7 +38,7 @@ def run_metrics(folder: Path, model: TagiModel) -> dict[str, dict[str, float]]:
     digest, backbone_digest = model.digest(), model.backbone.digest()
     for run in folder.resolve().parents[:2]:
         for file in sorted(run.glob("evaluate/*/metrics.json")):
-            metrics, system = read_json(file), file.parent.name
+            metrics, system = read_metrics(file), file.parent.name
             of_weights = metrics.get("weights_digest") == digest
             of_backbone = system in BACKBONE_SYSTEMS and metrics.get("backbone_digest") == backbone_digest
             if of_weights or of_backbone:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.data.batch import TaskBatch
-from tagi_lightning.data.sampler import Batch
+from tagi_lightning.data.epochs import Batch
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.teachers.teaching import teacher_losses

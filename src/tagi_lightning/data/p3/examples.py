@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from tagi_lightning.data.epochs import random_generator
 from tagi_lightning.data.p3.limits import RowProblem
 from tagi_lightning.data.p3.lists import P3Dataset
 from tagi_lightning.data.p3.render import Filled, PromptTemplate
@@ -14,7 +15,6 @@ from tagi_lightning.data.p3.rendered import RenderedRows
 from tagi_lightning.data.p3.rewrite import TemplateProblem
 from tagi_lightning.data.p3.rows import Rows
 from tagi_lightning.data.report import DataReport
-from tagi_lightning.data.sampler import random_generator
 from tagi_lightning.data.task import Demonstration, Instance, Task
 
 ModelInput = Literal["fields", "prompt"]

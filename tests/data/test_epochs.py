@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagi_lightning.data.sampler import EpochSampler
+from tagi_lightning.data.epochs import EpochSampler
 
 
 class Planned(EpochSampler):

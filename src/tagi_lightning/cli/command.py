@@ -1,0 +1,60 @@
+"""What verbs share: options that are a function's parameters, errors told in one line, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from tagi_lightning.preemption import Preempted
+
+EXIT_TOLD = 1
+EXIT_USAGE = 2
+EXIT_CLOSED = 141
+"""Exit codes: an error whose message is all a user needs, wrong usage, and a reader that closed the pipe (SIGPIPE)."""
+
+DEBUG = "TAGI_DEBUG"
+"""Environment variable that, not empty, shows where a told error came from; `--debug` sets it."""
+
+
+def options_of(function: Callable[..., int | None]) -> Callable[[list[str]], int]:
+    """Returns the `main` of the verb that a function is named after: its options are the function's parameters.
+
+    Args:
+        function: Does the verb's work; its docstring is the verb's help, and an integer it returns the exit code.
+    """
+
+    def main(args: list[str]) -> int:
+        import jsonargparse
+
+        prog = f"tagi {function.__name__}"
+        return jsonargparse.auto_cli(function, args=args, as_positional=False, prog=prog, allow_abbrev=False) or 0
+
+    return main
+
+
+def finish(verb: str, main: Callable[[list[str]], int], args: list[str]) -> int:
+    """Runs a verb to its end and returns the exit code; what ends it early is told in one line.
+
+    ValueError and OSError, from which all errors derive that are told, keep their traceback under `--debug`.
+    """
+    try:
+        return main(args)
+    except Preempted as stop:
+        say(verb, str(stop))
+        return stop.exit_code
+    except BrokenPipeError:
+        # the interpreter writes what is left when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED
+    except (ValueError, OSError) as error:
+        if os.environ.get(DEBUG):
+            traceback.print_exception(error)
+        say(verb, str(error))
+        return EXIT_TOLD
+
+
+def say(verb: str, text: str) -> None:
+    """Prints a verb's note to standard error, since standard output is for what it makes."""
+    print(f"tagi {verb}: {text}", file=sys.stderr, flush=True)
