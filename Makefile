@@ -128,6 +128,8 @@ demo-lm: install ## TAGI-LoRA on a pretrained language model, SmolLM2: twenty mi
 	$(MAKE) $(LM) distill RUN='$(LM_RUN)-prefix' ARGS="$(LM_TRAINING) --model.init_args.tagi.decoder_memory=true $(ARGS)"
 	$(MAKE) $(LM) evaluate RUN='$(LM_RUN)-prefix' ARGS="$(LM_TEST) --model.init_args.systems=[wrong_instruction,tagi] $(ARGS)"
 	$(TAGI) compare --run '$(LM_RUN)' --others "['$(LM_RUN)-prefix']"
+	@echo; echo "TAGI is TAGI-LoRA, in $(LM_RUN)/model; $(notdir $(LM_RUN))-prefix: TAGI reads the instruction's keys and values too. To try one:"
+	@echo "  $(TAGI) predict --model $(LM_RUN)/model --instruction 'write the last animal of the list' --input 'horse red dog black'"
 
 score: install ## score PREDICTIONS=<file> without a model
 	$(TAGI) score --predictions '$(or $(PREDICTIONS),$(error give PREDICTIONS=<predictions.jsonl>))'

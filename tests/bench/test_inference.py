@@ -9,7 +9,7 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(inference, "BATCHES", 1)
 
 
-@pytest.mark.parametrize("group", ["generation", "second_input", "mixed_tasks", "preparation"])
+@pytest.mark.parametrize("group", ["generation", "second_input", "known_task", "mixed_tasks", "preparation"])
 def test_timed_cases_run_and_name_what_they_divide(group):
     results = CASES[group]("tiny", 1)
     assert len({result.case for result in results}) == len(results)

@@ -14,6 +14,7 @@ CASES: dict[str, Callable[[str, int], list[Result]]] = {
     "flops": inference.flops,
     "generation": inference.generation,
     "second_input": inference.second_input,
+    "known_task": inference.known_task,
     "mixed_tasks": inference.mixed_tasks,
     "preparation": inference.preparation,
     "prefix": prefix.prefix,

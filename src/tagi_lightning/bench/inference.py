@@ -26,6 +26,8 @@ PER_TASK = 100
 """Instances of a task, over which its preparation is spread."""
 BATCHES = 3
 """Batches of a task whose answers are timed."""
+SHORT = 8
+"""Tokens of a short answer."""
 EXACT_LENGTH = GenerationConfig(max_new_tokens=OUTPUT, min_new_tokens=OUTPUT)
 
 
@@ -137,6 +139,25 @@ def second_input(size: str, repeats: int) -> list[Result]:
             unknown = partial(plain.generate, inputs, TaskAdapter(), zeros(1), EXACT_LENGTH)
             case = f"second_input_{'quarter' if narrow else 'full'}"
             results.append(versus(case, f"second input, merged, {name} {compares}", known, unknown, repeats, at_most))
+    return results
+
+
+@torch.no_grad()
+def known_task(size: str, repeats: int) -> list[Result]:
+    """Short answers to a batch of a known task, merging included as in `tagi predict`, against the backbone alone."""
+    system, plain, results = tagi(backbone(size)), backbone(size), []
+    instruction = random_tokens(1, INSTRUCTIONS["def"], plain.vocabulary_size, seed=2)
+    prepared, short = system.prepare(instruction), GenerationConfig(max_new_tokens=SHORT, min_new_tokens=SHORT)
+
+    def known(inputs: Tokens) -> None:
+        with system.merged(prepared) as adapter:
+            system.generate(inputs, adapter, zeros(len(inputs)), short)
+
+    for rows in (1, 8, BATCH):
+        inputs = random_tokens(rows, INPUT, plain.vocabulary_size, seed=0)
+        bare = partial(plain.generate, inputs, TaskAdapter(), zeros(rows), short)
+        compares = f"{SHORT} tokens to {rows} inputs of a known task / backbone without instruction"
+        results.append(versus(f"known_task_{rows}", compares, partial(known, inputs), bare, repeats, 1.25))
     return results
 
 

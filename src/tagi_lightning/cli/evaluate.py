@@ -151,7 +151,7 @@ class Evaluator:
         Raises:
             RunFolderError: If there is any difference, or what tells it is damaged; the message names it.
         """
-        again = "--overwrite=true makes it again"
+        again = f"remove {target}, or --overwrite=true makes it again"
         old = read_mapping(target / "config.yaml", again, RunFolderError)
         free = ("model.init_args.systems", "model.init_args.flops", "trainer.")
         found = differences(old, self.options)

@@ -15,6 +15,18 @@ def builtin_experiments() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "experiments"
 
 
+def experiments_folder(named: str | None) -> Path:
+    """Returns the folder of experiment files to use.
+
+    Args:
+        named: The folder; None for `experiments` in the present one, or those of the package where it has none.
+    """
+    if named is not None:
+        return Path(named)
+    here = Path("experiments")
+    return here if here.is_dir() else builtin_experiments()
+
+
 def names(kind: str = "") -> list[str]:
     """Returns the files' names, e.g. systems/tagi.yaml, in order.
 

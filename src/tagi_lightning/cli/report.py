@@ -8,6 +8,8 @@ from pathlib import Path
 
 import jsonargparse
 
+from tagi_lightning.cli.experiment_files import experiments_folder
+
 
 def report(
     command: str,
@@ -16,7 +18,7 @@ def report(
     table: str | None = None,
     taskset: str | None = None,
     allow_budgets: bool = False,
-    experiments: str = "experiments",
+    experiments: str | None = None,
 ) -> None:
     """Write a report of run folders.
 
@@ -27,7 +29,7 @@ def report(
         table: Table of experiments/tables that gives rows and order; everything evaluated where there is none.
         taskset: Task set, where a table has a form of its own for it.
         allow_budgets: Keep rows that saw another number of examples than the reference, marked.
-        experiments: Folder of the experiment files.
+        experiments: Folder of the experiment files; ./experiments, or those of the package where there is none.
     """
     from tagi_lightning.cli.runs import git_state
     from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
@@ -36,7 +38,7 @@ def report(
     from tagi_lightning.report.results import read_results, told
     from tagi_lightning.report.tables import read_table, table_of
 
-    known = None if table is None else read_table(table, Path(experiments), taskset)
+    known = None if table is None else read_table(table, experiments_folder(experiments), taskset)
     folders = [name.strip() for name in runs.split(",") if name.strip()]
     if not folders:
         raise ReportError("name run folders, with commas between them: --runs runs/a-s0,runs/a-s1")

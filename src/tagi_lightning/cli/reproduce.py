@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.experiment_files import experiments_folder
 from tagi_lightning.reproduce.configurations import check_choices
 from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
 from tagi_lightning.reproduce.plan import Grid, check_steps, plan
@@ -138,11 +139,12 @@ def reproduce(
     backbone: str | None = None,
     tokenizer: str | None = None,
     corpora: list[str] | str | None = None,
+    allow_missing: bool = False,
     trainer: str = "cpu",
     jobs: int | None = None,
     runs: str = "runs",
     output: str | None = None,
-    experiments: str = "experiments",
+    experiments: str | None = None,
     estimate: bool = False,
     tflops: float = 125.0,
 ) -> int:
@@ -160,15 +162,16 @@ def reproduce(
         backbone: Hub id or folder instead of the size's own.
         tokenizer: Tokenizer folder or hub id, where the backbone brings none.
         corpora: Files or folders of plain text for pretraining.
+        allow_missing: Go on without absent task files, and say which in the logs.
         trainer: cpu, gpu, ddp, fsdp or deepspeed.
         jobs: Jobs at a time; one a core up to four on the CPU and one on GPUs where none is given.
         runs: Folder of the runs.
         output: Folder of the reports; RUNS/reports/<taskset>-<size> where none is given.
-        experiments: Folder of the experiment files.
+        experiments: Folder of the experiment files; ./experiments, or those of the package where there is none.
         estimate: Print the jobs with steps, time and memory, and run nothing.
         tflops: Operations a GPU sustains in a second, in 10^12, for the estimated time.
     """
-    folder = Path(experiments)
+    folder = experiments_folder(experiments)
     check_choices(folder, taskset, size, trainer)
     numbers = seed_numbers(seeds)
     names = list(table_names(taskset, folder)) if table == "all" else words(table)
@@ -183,6 +186,7 @@ def reproduce(
         backbone=backbone,
         tokenizer=tokenizer,
         corpora=tuple(words(corpora)),
+        allow_missing=allow_missing,
         budget=budget if budget is not None else common_budget(tables),
     )
     chosen = rows_of(tables, words(settings), words(rows))

@@ -43,6 +43,7 @@ class Grid:
         backbone: A pretrained backbone instead of the size's own.
         tokenizer: Tokenizer folder or hub id, where the backbone brings none.
         corpora: Plain text for pretraining.
+        allow_missing: Whether to go on without absent task files.
         budget: Steps by stage, and by `evaluate` the instances of a test task, where they are not those of the size.
     """
 
@@ -55,6 +56,7 @@ class Grid:
     backbone: str | None = None
     tokenizer: str | None = None
     corpora: tuple[str, ...] = ()
+    allow_missing: bool = False
     budget: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,12 @@ class Grid:
     def options(self, stage: str, setting: str, seed: int) -> dict[str, Any]:
         """Returns what a stage is given on the command line, by dotted name."""
         options: dict[str, Any] = {"seed_everything": seed, "data_folder": str(self.data), "setting": setting}
-        given = {"backbone.name": self.backbone, "tokenizer": self.tokenizer, "corpora": list(self.corpora)}
+        given = {
+            "backbone.name": self.backbone,
+            "tokenizer": self.tokenizer,
+            "corpora": list(self.corpora),
+            "allow_missing": self.allow_missing,
+        }
         options |= {name: value for name, value in given.items() if value}
         if stage in self.budget:
             limited = "data.init_args.max_test_instances" if stage == "evaluate" else "trainer.max_steps"
