@@ -120,7 +120,7 @@ demo: install ## see it all work on synthetic tasks: about ten minutes on two co
 	$(MAKE) --no-print-directory data TASKSET=synthetic
 	$(MAKE) --no-print-directory all TASKSET=synthetic SIZE=tiny RUN=$(if $(filter file,$(origin RUN)),runs/demo,$(RUN))
 
-demo-lm: install ## TAGI-LoRA on a pretrained language model, SmolLM2: twenty minutes on two cores by estimate
+demo-lm: install ## TAGI-LoRA on a pretrained language model, SmolLM2: about 25 minutes on one core
 	$(if $(BACKBONE),,$(MAKE) --no-print-directory backbone BACKBONE=smollm2-135m)
 	$(if $(wildcard $(DATA)),,$(MAKE) --no-print-directory data)
 	$(MAKE) $(LM) distill RUN='$(LM_RUN)' ARGS="$(LM_TRAINING) $(ARGS)"
