@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from data_modules.instruction import InstructionDataModule
 from data_modules.loader import ResumableLoader
@@ -31,6 +31,7 @@ from tagi_lightning.data.text import (
     load_or_tokenize_text,
     split_documents,
 )
+from tagi_lightning.data.tokenizer import load_tokenizer
 
 
 class PlainTextDataModule(L.LightningDataModule):
@@ -89,7 +90,7 @@ class PlainTextDataModule(L.LightningDataModule):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer."""
-        return AutoTokenizer.from_pretrained(self.tokenizer_name, use_fast=True)  # type: ignore[return-value]
+        return load_tokenizer(self.tokenizer_name)
 
     @cached_property
     def text(self) -> TokenizedText:

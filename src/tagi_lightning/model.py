@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from tagi_lightning.adapter import InstructionStates, PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones.base import Backbone, GenerationConfig, Part
+from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
@@ -88,8 +89,9 @@ class TagiModel(HubModel, nn.Module):
         super().__init__()
         if config.fusion.enabled and not backbone.fusion_shape["blocks"]:
             raise ValueError(
-                f"{backbone.name} has no encoder to fuse with the instruction: set tagi.fusion.enabled=false; "
-                "its prefix, the instruction's keys and values, is tagi.decoder_memory"
+                f"{backbone.name} is decoder-only and has no encoder to fuse with the instruction: "
+                f"{DECODER_ONLY_SIZES.format(name=backbone.name)}. The piece itself is tagi.fusion.enabled=false; its "
+                "prefix, the instruction's keys and values, is tagi.decoder_memory"
             )
         if config.memory_of == "demonstrations" and not backbone.fusion_shape["blocks"]:
             raise ValueError(

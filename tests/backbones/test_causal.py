@@ -336,11 +336,11 @@ def test_states_without_keys_are_no_memory(causal, instructions, inputs, labels)
 
 def test_a_context_that_is_too_short_is_refused_by_its_lengths(causal, inputs, labels, tokens):
     memory = causal.read(tokens([40, 58, 3]), keys_values=True)
-    with pytest.raises(ValueError, match=r"instruction of 58 tokens and an input .* of 7 tokens .* the 64 positions"):
+    with pytest.raises(ValueError, match=r"it has 64 positions.*needs 65 \(an instruction of 58 tokens and .* of 7\)"):
         causal(inputs, labels, TaskAdapter(memory=memory), torch.tensor([0, 0, 1, 2, 2, 2]))
     # the longest instruction fits, since its own input is short: padding does not count
     causal(inputs, labels[:, :2], TaskAdapter(memory=memory), torch.tensor([0, 0, 1, 2, 2, 2]))
-    with pytest.raises(ValueError, match="65 tokens do not fit"):
+    with pytest.raises(ValueError, match="needs 65 "):
         causal.read(tokens([65]))
 
 
@@ -386,7 +386,7 @@ def test_a_folder_without_tokenizer_is_refused(causal, tmp_path):
     causal.model.config.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_config(copy.deepcopy(causal.model.config))
     plain.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="no tokenizer that loads"):
+    with pytest.raises(BackboneError, match=r"no tokenizer: .* holds none of tokenizer\.json"):
         load_backbone(BackboneConfig(str(tmp_path)))
 
 

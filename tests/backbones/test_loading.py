@@ -120,14 +120,19 @@ def test_frozen_weights_are_stored_in_the_configured_type(source, build, batch, 
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("./absent", r"\./absent.*config\.json.*make pretrain-backbone"),
-        ("nobody/absent-model", r"nobody/absent-model(.|\n)*tiny"),
+        ("./absent", r"there is no folder"),
+        ("/nowhere/at/all", r"there is no folder"),
+        ("empty", r"empty holds no config\.json"),
+        ("nobody/absent-model", r"nobody/absent-model is no folder here and not in the cache, and the .* hub"),
+        ("not a name", r"not a name is no folder here"),
     ],
 )
-def test_a_backbone_that_cannot_be_found_is_named_with_what_to_do(name, named, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_backbone_that_cannot_be_found_is_named_with_what_to_do(name, named, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    advice = r"Give a Hugging Face folder with config\.json.*tiny.*make pretrain-backbone.*Supported: t5.*llama"
+    with pytest.raises(BackboneError, match=rf"cannot load backbone '{name}': {named}.*\n{advice}"):
         load_backbone(BackboneConfig(name))
 
 
@@ -154,7 +159,7 @@ FIRST = "encoder.block.0.layer.0.SelfAttention.q.weight"
 BAD_WEIGHTS = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), r"weights of .* are damaged.*get the model"),
     "empty": (lambda path: path.write_bytes(b""), r"weights of .* are damaged"),
-    "absent": (lambda path: path.unlink(), r"cannot load backbone .*no file named(.|\n)*Give a hub id"),
+    "absent": (lambda path: path.unlink(), r"cannot load backbone .*no file named(.|\n)*Give a Hugging Face folder"),
     "incomplete": (
         change_weights(lambda tensors: {name: tensor for name, tensor in tensors.items() if name != FIRST}),
         rf"does not hold the weights.*{FIRST} is missing",

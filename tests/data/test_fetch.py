@@ -71,7 +71,8 @@ def test_an_empty_destination_is_filled_and_another_left_alone(repository, tmp_p
 
 def test_a_failing_clone_tells_gits_reason_and_leaves_nothing(tmp_path):
     destination = tmp_path / "data" / "sni"
-    with pytest.raises(DataError, match=r"`git clone .*absent.* failed with status 128: (.|\n)*fatal"):
+    told = r"`git clone .*absent.* failed with status 128: (.|\n)*fatal(.|\n)*DATA=FOLDER"
+    with pytest.raises(DataError, match=told):
         fetch_sni(destination, f"file://{tmp_path}/absent")
     assert list(destination.parent.iterdir()) == []
 

@@ -76,35 +76,6 @@ def test_an_instruction_without_room_for_inputs_is_refused(tokenizer):
         InstructionPrompts("causal", max_input_length=32).tokenize(tokenizer, Instruction("say the first word " * 20))
 
 
-@pytest.mark.parametrize(
-    ("prompts", "bare", "joined"),
-    [
-        (
-            InstructionPrompts(),
-            "{input}\nOutput: ",
-            "Definition: Reverse.\n\nNow complete the following example -\nInput: {input}\nOutput: ",
-        ),
-        (InstructionPrompts(texts="plain"), "{input}", "Reverse.{input}"),
-        (
-            InstructionPrompts("causal"),
-            "Now complete the following example -\nInput: {input}\nOutput:",
-            "Definition: Reverse.\n\nNow complete the following example -\nInput: {input}\nOutput:",
-        ),
-        (
-            InstructionPrompts("chat"),
-            "<|im_start|>user\nNow complete the following example -\nInput: {input}\nOutput:<|im_end|>\n"
-            "<|im_start|>assistant\n",
-            "<|im_start|>system\nDefinition: Reverse.<|im_end|>\n"
-            "<|im_start|>user\nNow complete the following example -\nInput: {input}\nOutput:<|im_end|>\n"
-            "<|im_start|>assistant\n",
-        ),
-    ],
-)
-def test_the_template_is_the_text_around_an_input(tokenizer, prompts, bare, joined):
-    assert prompts.template(tokenizer) == bare
-    assert prompts.template(tokenizer, Instruction("Reverse.", SHOWN)) == joined
-
-
 def test_a_task_file_gives_its_first_definition_and_all_examples(tmp_path):
     document = {
         "Definition": ["Reverse.", "Turn round."],

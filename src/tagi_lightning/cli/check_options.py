@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from tagi_lightning.cli.errors import TOLD_ERRORS
-from tagi_lightning.cli.lightning_cli import find_tokenizer
+from tagi_lightning.data.tokenizer import TokenizerError
 from tagi_lightning.options import flatten
 
 NO_TOKENIZER = "no-tokenizer"
@@ -128,8 +128,8 @@ def build(
     result = _attempt(sources, construct)
     while isinstance(result, Exception):
         message = str(result)
-        if find_tokenizer.__name__ in message and "tokenizer" not in removed:
-            problems.tell(message.partition(" failed: ")[2])
+        if isinstance(result, TokenizerError) and "tokenizer" not in removed:
+            problems.tell(message)
             sources, name = [*sources, Source((f"--tokenizer={NO_TOKENIZER}",))], "tokenizer"
             result = _attempt(sources, construct)
         else:

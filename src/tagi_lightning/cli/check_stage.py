@@ -11,11 +11,14 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from data_modules import BackboneDataModule, InstructionDataModule, PlainTextDataModule
 from tagi_lightning.backbones import SIZES, build_backbone
+from tagi_lightning.backbones.causal import CONTEXT_TOO_SHORT, CausalBackbone
 from tagi_lightning.backbones.loading import refuse_float16, t5_config
 from tagi_lightning.cli.check_options import NO_TOKENIZER, Problems
 from tagi_lightning.cli.evaluate import METRICS, EvaluateCLI, Evaluator, check_systems
+from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.evaluation.systems import SYSTEMS
+from tagi_lightning.model import TagiConfig
 from tagi_lightning.options import fits
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.align import Alignment, load_run_teachers
@@ -98,6 +101,8 @@ def check_stage(stage: Stage, data: Any, readable: bool, problems: Problems) -> 
         check_build(stage, problems)
     if readable and isinstance(data, InstructionDataModule):
         check_batch(stage, data, problems)
+    if readable and isinstance(stage.backbone, CausalBackbone):
+        check_context(stage, stage.backbone, data, problems)
     return len(problems) == before
 
 
@@ -213,6 +218,36 @@ def check_batch(stage: Any, data: InstructionDataModule, problems: Problems) -> 
             stage.losses(batch)
         elif isinstance(stage, Distillation) and stage.loss_config.lambda1:
             stage.prompts(batch)
+
+
+def check_context(stage: Stage, backbone: CausalBackbone, data: Any, problems: Problems) -> None:
+    """Tells where the longest example of the sample needs more positions than a decoder-only backbone has."""
+    limit = int(backbone.model.config.max_position_embeddings)
+    loader = data.test_dataloader() if isinstance(stage, Evaluation) else data.train_dataloader()
+    needed = max((example_length(batch, has_memory(stage)) for batch in loader), default=0)
+    needed += backbone.bos_id is not None
+    if needed > limit:
+        parts = "the longest of a few instances of each task"
+        problems.tell(CONTEXT_TOO_SHORT.format(name=backbone.name, limit=limit, needed=needed, parts=parts))
+
+
+def has_memory(stage: Any) -> bool:
+    """Whether a stage's model reads inputs behind the keys and values of their instruction."""
+    config = getattr(getattr(stage, "model", None), "config", None)
+    return isinstance(config, TagiConfig) and config.decoder_memory
+
+
+def example_length(batch: TaskBatch, memory: bool) -> int:
+    """Returns the greatest number of tokens that a decoder-only backbone reads at once of a batch."""
+    instruction = batch.instruction.mask.sum(1)
+    if not len(batch.input):  # instructions alone
+        return int(instruction.max())
+    outputs = (batch.labels != IGNORE_INDEX).sum(1)
+    lengths = [batch.input.mask.sum(1) + outputs + (instruction[batch.task_index] if memory else 0)]
+    for prompt in (batch.prompt, batch.demonstrated_prompt):
+        if prompt is not None:
+            lengths.append(prompt.mask.sum(1) + outputs)
+    return max(int(each.max()) for each in (instruction, *lengths))
 
 
 def check_results(cli: EvaluateCLI, problems: Problems) -> None:

@@ -14,7 +14,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.command import finish, options_of
 from tagi_lightning.doctor import Finding
 from tagi_lightning.doctor.versions import check_python, check_versions, compromised
 
@@ -79,12 +79,12 @@ def train_stages() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory(prefix="tagi-doctor-") as name:
         write_synthetic(Path(name) / "data", SyntheticConfig(**TASKS))
         for stage in STAGES:
-            verb = evaluate if stage == "evaluate" else fit
+            verb, main = ("evaluate", evaluate.main) if stage == "evaluate" else ("fit", fit.main)
             told = io.StringIO()
             failure = None
             try:
                 with hushed(), contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-                    if code := verb.main(["--config", dumps(stage_config(stage, Path(name)))]):
+                    if code := finish(verb, main, ["--config", dumps(stage_config(stage, Path(name)))]):
                         failure = f"exit code {code}"
             except (Exception, SystemExit) as error:  # whatever does not work is what is looked for
                 failure = f"{type(error).__name__}: {error}"

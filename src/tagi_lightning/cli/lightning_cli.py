@@ -7,7 +7,7 @@ import pydoc
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import transformers
@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import data_modules  # noqa: F401  (makes its classes known by bare name)
 from tagi_lightning.backbones import SIZES, BackboneConfig
+from tagi_lightning.backbones.loading import find_backbone
 from tagi_lightning.backbones.pretrained import locate
 from tagi_lightning.callbacks import (
     BestCheckpoint,
@@ -37,16 +38,14 @@ from tagi_lightning.callbacks import (
 )
 from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.runs import environment
+from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
-from tagi_lightning.stages.base import MODEL, MissingInputError
+from tagi_lightning.stages.base import MODEL
 from tagi_lightning.storage.durable import replace_text
 
 # options of configuration classes are described under their fields
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
-"""Files one of which every tokenizer folder has; without any, transformers makes up a vocabulary."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -69,6 +68,16 @@ class TagiArgumentParser(LightningArgumentParser):
         """Prints one line."""
         options = "--config FILE [--config FILE ...] [--system FILE] --run RUN [--any.option VALUE ...]"
         print(f"usage: {self.prog} {options}", file=file)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends on wrong options; a tokenizer that no earlier stage left is told as other missing inputs are.
+
+        Raises:
+            TokenizerError: If `find_tokenizer` ended the parsing.
+        """
+        if ex is not None and find_tokenizer.__name__ in message:
+            raise TokenizerError(str(ex.__cause__)) from ex.__cause__
+        super().error(message, ex)
 
 
 class TagiCLI(LightningCLI):
@@ -154,6 +163,19 @@ class TagiCLI(LightningCLI):
         trainer.default_root_dir = str(stage)
         # order and shards are the data modules' own (design rule: order is a function of seed, epoch, position)
         trainer.use_distributed_sampler = False
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer."""
+        self.find_backbone()
+        super().instantiate_classes()
+
+    def find_backbone(self) -> None:
+        """Looks whether a pretrained backbone and its tokenizer are there, before anything is read."""
+        name = self.config.backbone.name
+        if name not in SIZES:
+            folder = find_backbone(name)
+            if self.config.tokenizer is None:
+                check_tokenizer(folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Builds the trainer with this project's callbacks."""
@@ -248,21 +270,15 @@ def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, 
 
     Raises:
         FileNotFoundError: If the backbone is yet to be fetched.
-        MissingInputError: If the backbone is trained from scratch, none is named and no earlier stage saved one.
+        TokenizerError: If it is trained from scratch, and none is named nor saved by an earlier stage.
     """
     if tokenizer:
         return tokenizer
     if backbone.name not in SIZES:
-        name = locate(backbone.name)
-        folder = Path(name).expanduser()
-        if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise MissingInputError(
-                f"{folder} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); give one: TOKENIZER=<folder or hub id>"
-            )
-        return name
+        return locate(backbone.name)
     trained = Path(run) / "pretrain-backbone" / MODEL
     if not trained.is_dir():
-        raise MissingInputError(
+        raise TokenizerError(
             f"backbone {backbone.name!r} is trained from scratch and has no tokenizer of its own; give one: "
             "TOKENIZER=<folder or hub id> (--tokenizer), or make pretrain-backbone first"
         )

@@ -77,4 +77,7 @@ def _git(*arguments: str) -> None:
         raise DataError("git is not installed: install it, or download the repository and name it by DATA") from None
     if done.returncode:
         reason = (done.stderr or "its message stands above").strip()
-        raise DataError(f"`git {' '.join(arguments)}` failed with status {done.returncode}: {reason}")
+        raise DataError(
+            f"`git {' '.join(arguments)}` failed with status {done.returncode}: {reason}\nWithout a connection, get "
+            "the repository on another machine and name its folder: DATA=FOLDER (--data_folder)"
+        )

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -185,27 +184,6 @@ class InstructionPrompts:
         """Returns the tokens of each answer with its end token, cut where it is too long."""
         rows = self.form.tokenize(tokenizer, [self.form.target(text) for text in texts])
         return [self._assembler(tokenizer).target(row) for row in rows]
-
-    def template(self, tokenizer: PreTrainedTokenizerFast, instruction: Instruction | None = None) -> str:
-        """Returns the text that the backbone reads, `{input}` standing for an input.
-
-        Args:
-            tokenizer: The model's tokenizer, whose chat template may be part of the text.
-            instruction: Given where the backbone reads it together with the input.
-        """
-        form = self.form
-        pieces = []
-        if instruction is not None:
-            shown = enumerate(instruction.demonstrations[: self.demonstrations], start=1)
-            pieces = [form.definition(instruction.text), *(form.demonstration(number, each) for number, each in shown)]
-        if isinstance(form, PromptForm):
-            return "".join([*pieces, form.connection if pieces else "", form.input("{input}"), form.cue])
-        frame = self._assembler(tokenizer).frame
-        rows = form.tokenize(tokenizer, [*pieces, form.input("{input}")])
-        before = [*frame.start, *chain(*rows[:-1]), *frame.joint] if pieces else frame.opening
-        text = tokenizer.decode([*before, *rows[-1], *frame.cue])
-        assert isinstance(text, str)
-        return text
 
     def _assembler(self, tokenizer: PreTrainedTokenizerFast) -> PromptAssembler:
         return _assembler(self, tokenizer)

@@ -13,10 +13,11 @@ from tagi_lightning.data.task_file import read_task, read_text
 
 __all__ = ["read_sni", "read_task"]
 
-ADVICE = (
-    "Get the official folder with `make data TASKSET=sni`, or name a whole one with DATA=FOLDER; "
-    "--data.allow_missing=true goes on without the task files that are absent."
-)
+ADVICE = "Get the official folder with `make data TASKSET=sni`, or name a whole one with DATA=FOLDER."
+WITHOUT_ABSENT = " --data.allow_missing=true goes on without the task files that are absent."
+
+NO_FILE = "task without a file in tasks/"
+"""What is said of a task that is listed and has no file."""
 
 MAX_NAME = 250
 """Bytes of a task's name at most, so that it can be a file's."""
@@ -67,8 +68,11 @@ def read_sni(
     for name in sorted(set(names["train"]) & set(names["test"])):
         report.error("test task in the train list", name)
     tasks = {which: _read_tasks(folder, which, names[which], allow_missing, report) for which in lists}
+    advice = ADVICE
     if not any(tasks.values()):
         report.error("no usable task", str(folder / "tasks"))
+    elif any(NO_FILE in kind for kind in report.errors):
+        advice += WITHOUT_ABSENT
     return arrange(
         tasks["train"],
         tasks["test"],
@@ -80,7 +84,7 @@ def read_sni(
         categories=categories,
         val_split=val_split,
         val_share=val_share,
-        advice=ADVICE,
+        advice=advice,
     )
 
 
@@ -117,5 +121,5 @@ def _read_tasks(folder: Path, which: str, names: list[str], allow_missing: bool,
             tasks.append(task)
     record = report.note if allow_missing else report.error
     for name in absent:
-        record(f"{which} task without a file in tasks/ ({len(names)} are listed)", name)
+        record(f"{which} {NO_FILE} ({len(names)} are listed)", name)
     return tasks

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
 from tagi_lightning import __version__
+from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.peft_io.card import LOSES, adapter_card
+from tagi_lightning.peft_io.folders import location
 from tagi_lightning.peft_io.merged import merge_to_folder
+from tagi_lightning.peft_io.run_record import RunRecord
+from tagi_lightning.peft_io.usage import Kind, Usage
 from tagi_lightning.peft_io.writing import PeftWriter
 from tagi_lightning.storage.model_card import run_metrics
 
@@ -37,16 +41,13 @@ def pieces_besides_lora(model: TagiModel) -> str:
 
 def measured_loss(model: TagiModel) -> str:
     """Returns what the run that a model lies in measured of its adapters with and without what PEFT cannot hold."""
-    source = model.source or Path("RUN/model")
-    metrics = run_metrics(source, model)
+    metrics = run_metrics(model.source, model) if model.source is not None else {}
     whole, alone = metrics.get("tagi", {}), metrics.get("lora_only", {})
     figure = next((name for name in FIGURES if name in whole and name in alone), None)
     if figure is None:
-        run = source.parent if (source.parent / "distill").is_dir() else source.parent.parent
-        return (
-            "How much that costs was not measured of these weights; measure it: "
-            f'make evaluate RUN={run} ARGS="--model.init_args.systems=[tagi,lora_only]", options as in training.'
-        )
+        record = RunRecord.of(model.source)
+        how = f"; measure it where it was trained: {record.evaluate('tagi', 'lora_only')}" if record else "."
+        return f"How much that costs was not measured of these weights{how}"
     without = metrics.get("no_instruction", {}).get(figure)
     beside = f", {without:.1f} without any adapter" if without is not None else ""
     return (
@@ -99,6 +100,8 @@ class Exporter:
         check_exports(loaded.model)
         self.loaded, self.overwrite, self.facts = loaded, overwrite, facts or {}
         self.loses = what_peft_loses(loaded.model)
+        self.record = RunRecord.of(loaded.model.source)
+        self.generation = self.record.generation if self.record else GenerationConfig()
         self.writer = PeftWriter(loaded.model.backbone)
 
     def write(self, adapter: InstructedAdapter, folder: Path) -> None:
@@ -138,7 +141,7 @@ class Exporter:
     def card(
         self,
         instruction: Instruction,
-        kind: Literal["adapter", "merged"],
+        kind: Kind,
         facts: Mapping[str, str] | None = None,
         loses: str | None = None,
     ) -> str:
@@ -147,7 +150,7 @@ class Exporter:
         lora, backbone = model.config.lora, model.backbone
         stacks = sorted({site.stack for site in model.sites})
         rows = {
-            "backbone": f"{backbone.name}, weights {self.writer.digest[:12]}",
+            "backbone": f"{location(backbone)}, weights {self.writer.digest[:12]}",
             "hypernetwork": f"{model.source or 'in memory'}, weights {model.digest()[:12]}",
             "rank": f"{lora.rank}, updates scaled by {lora.scale:g}",
             "sites": f"{len(model.sites)}: {', '.join(lora.targets)} of {', '.join(stacks)}",
@@ -155,13 +158,12 @@ class Exporter:
             **self.facts,
             **(facts or {}),
         }
-        read = instruction if model.config.reads == "prompt" else None
         return adapter_card(
             instruction,
-            self.loaded.prompts.template(self.loaded.tokenizer, read),
-            backbone.name,
-            backbone.model.config.is_encoder_decoder,
+            location(backbone),
+            Usage(self.loaded, instruction, self.generation, kind).code(),
             rows,
             kind,
+            self.record.describe() if self.record else "",
             self.loses if loses is None else loses,
         )

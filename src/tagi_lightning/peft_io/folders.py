@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.backbones.loading import SIZES
 from tagi_lightning.lora import LoraWeights
 
 CONFIG, WEIGHTS, REST, CARD = (
@@ -49,6 +50,13 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         if folder.exists():
             folder.rename(Path(temporary, "old"))
         made.rename(folder)
+
+
+def location(backbone: Backbone) -> str:
+    """Returns where a backbone lies, for whoever loads it from any folder: an absolute path, or its id on the hub."""
+    folder = Path(backbone.name).expanduser()
+    is_folder = backbone.name not in SIZES and (folder / "config.json").is_file()
+    return str(folder.resolve()) if is_folder else backbone.name
 
 
 def check_float32(backbone: Backbone) -> None:

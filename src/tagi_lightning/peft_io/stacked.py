@@ -25,7 +25,7 @@ from tagi_lightning.data.task import Demonstration
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.peft_io.exporting import Exporter
-from tagi_lightning.peft_io.folders import CARD, PREFIX, AdapterFolderError, new_folder
+from tagi_lightning.peft_io.folders import CARD, PREFIX, AdapterFolderError, location, new_folder
 from tagi_lightning.peft_io.reading import adapter_from_rest
 from tagi_lightning.peft_io.writing import rest_tensors
 
@@ -135,7 +135,7 @@ class StackWriter:
         metadata: dict[str, Any] = {
             "total_size": sum((folder / file).stat().st_size for file in digests),
             "adapters": len(instructions),
-            "backbone": backbone.name,
+            "backbone": location(backbone),
             "backbone_digest": self.exporter.writer.digest,
             "model_digest": self.exporter.loaded.model.digest(),
             "scale": self.scale,
@@ -147,8 +147,9 @@ class StackWriter:
         with (folder / INSTRUCTIONS).open("w", encoding="utf-8") as file:
             for each in instructions:
                 file.write(json.dumps(instruction_row(each), ensure_ascii=False) + "\n")
-        facts = {"count": len(instructions), "instructions": INSTRUCTIONS, "index": INDEX, "backbone": backbone.name}
-        facts |= {"digest": metadata["backbone_digest"][:12], "rank": self.rank, "scale": self.scale}
+        facts = {"count": len(instructions), "instructions": INSTRUCTIONS, "index": INDEX}
+        facts |= {"backbone": metadata["backbone"], "digest": metadata["backbone_digest"][:12]}
+        facts |= {"rank": self.rank, "scale": self.scale}
         (folder / CARD).write_text(CARD_TEXT.format(**facts), encoding="utf-8")
 
     def _check(self, folder: Path, kept: Mapping[int, InstructedAdapter]) -> None:

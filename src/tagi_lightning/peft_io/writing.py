@@ -26,6 +26,7 @@ from tagi_lightning.peft_io.folders import (
     check_float32,
     check_single,
     difference,
+    location,
     new_folder,
     plain_model,
 )
@@ -92,7 +93,7 @@ class PeftWriter:
         alpha = lora.scale * lora.rank
         return PeftLoraConfig(
             task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
-            base_model_name_or_path=self.backbone.name,
+            base_model_name_or_path=location(self.backbone),
             r=lora.rank,
             lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
             target_modules=target_modules(model, set(lora.a)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
-from tagi_lightning.backbones.loading import refuse_float16
+from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES, refuse_float16
 from tagi_lightning.stages.sharing import over_devices, part_weight
 from tagi_lightning.storage.serialization import ModelFolderError
 
@@ -139,11 +139,11 @@ class Stage(L.LightningModule):
         """
         prompt = self.trainer.datamodule.prompt  # type: ignore[attr-defined]
         if (prompt == "t5") != self.backbone.model.config.is_encoder_decoder:
-            allowed = "causal or chat" if prompt == "t5" else "t5"
-            raise ValueError(
-                f"prompt={prompt} does not go with backbone {self.backbone.name}, a "
-                f"{self.backbone.model.config.model_type} model: set --data.init_args.prompt={allowed}"
-            )
+            name, kind = self.backbone.name, self.backbone.model.config.model_type
+            advice = "set --data.init_args.prompt=t5"
+            if prompt == "t5":
+                advice = f"{DECODER_ONLY_SIZES.format(name=name)}; or set --data.init_args.prompt=causal or chat"
+            raise ValueError(f"prompt={prompt} does not go with backbone {name}, a {kind} model: {advice}")
 
     def check_tokenizer(self) -> None:
         """Refuses a tokenizer whose vocabulary is not the backbone's.
@@ -154,9 +154,13 @@ class Stage(L.LightningModule):
         known, needed = len(self.tokenizer), self.backbone.vocabulary_size
         # models pad their vocabularies a little beyond their tokenizers
         if not 0.9 * needed <= known <= needed:
+            tokenizer, name = self.tokenizer.name_or_path, self.backbone.name
+            advice = f"take the tokenizer of {name}: leave TOKENIZER out, or TOKENIZER={name}"
+            if Path(tokenizer) == Path(name):
+                advice = "get the tokenizer files of the model that the weights are of, without tokens added to them"
             raise ValueError(
-                f"the tokenizer {self.tokenizer.name_or_path} has {known} tokens and backbone {self.backbone.name} "
-                f"{needed}: its ids mean something else there; give the backbone's own: TOKENIZER={self.backbone.name}"
+                f"the tokenizer {tokenizer} has {known} tokens and backbone {name} {needed}: its ids mean something "
+                f"else there; {advice}"
             )
 
     @abstractmethod

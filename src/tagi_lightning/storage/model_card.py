@@ -22,7 +22,7 @@ BACKBONE_SYSTEMS = ("no_instruction", "concatenated")
 USE = """\
     import tagi_lightning
 
-    model = tagi_lightning.load("this folder")
+    model = tagi_lightning.load("this folder"{backbone})
     adapter = model.adapt("Write the last bird of the list.")
     print(model.generate(adapter, ["owl cat crow"]))"""
 
@@ -73,7 +73,7 @@ def model_card(model: TagiModel, metrics: Metrics) -> str:
         "It reads a task's instruction once and writes what makes a frozen language model solve the task. Here are its "
         "own weights; the backbone is loaded from where it lies, and refused if it is another one.",
         "## Use",
-        USE,
+        USE.format(backbone="" if is_hub_id else ', backbone="the folder it lies in"'),
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]),
     ]
     if metrics:

@@ -22,8 +22,9 @@ TEST_SPLIT = "validation"
 
 ADVICE = (
     "Give the data sets' rows as FOLDER/<data set>/{train,validation}.jsonl (or .parquet, or arrow folders) and "
-    "promptsource's folder of templates; --data.allow_missing=true goes on without what is absent."
+    "promptsource's folder of templates."
 )
+WITHOUT_ABSENT = " --data.allow_missing=true goes on without what is absent."
 
 
 def read_p3(
@@ -81,7 +82,7 @@ def read_p3(
     test = list(reader.test_tasks(test_datasets(lists), max_test_instances, shots))
     if not train and not test:
         report.error("no usable task", str(folder))
-    report.raise_if_errors(ADVICE)
+    report.raise_if_errors(ADVICE + ("" if allow_missing else WITHOUT_ABSENT))
     if held_out_instances and val_split == "instances":
         val_split = "none"
     training, validation = split_validation(train, val_split, val_share, seed)
