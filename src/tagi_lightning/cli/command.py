@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -40,19 +41,30 @@ def finish(verb: str, main: Callable[[list[str]], int], args: list[str]) -> int:
     ValueError and OSError, from which all errors derive that are told, keep their traceback under `--debug`.
     """
     try:
-        return main(args)
+        code = main(args)
+        sys.stdout.flush()
+        return code
     except Preempted as stop:
         say(verb, str(stop))
         return stop.exit_code
-    except BrokenPipeError:
-        # the interpreter writes what is left when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_CLOSED
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _is_closed():
+            return EXIT_CLOSED
         if os.environ.get(DEBUG):
             traceback.print_exception(error)
         say(verb, str(error))
         return EXIT_TOLD
+
+
+def _is_closed() -> bool:
+    """Returns whether nobody reads the output any more; what is left of it is then dropped."""
+    output = select.poll()
+    output.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    # the interpreter writes what is left when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def say(verb: str, text: str) -> None:
