@@ -153,7 +153,7 @@ def known_task(size: str, repeats: int) -> list[Result]:
         with system.merged(prepared) as adapter:
             system.generate(inputs, adapter, zeros(len(inputs)), short)
 
-    for rows in (1, 8, BATCH):
+    for rows in sorted({1, 8, BATCH}):
         inputs = random_tokens(rows, INPUT, plain.vocabulary_size, seed=0)
         bare = partial(plain.generate, inputs, TaskAdapter(), zeros(rows), short)
         compares = f"{SHORT} tokens to {rows} inputs of a known task / backbone without instruction"

@@ -148,14 +148,26 @@ class Planner:
         if stage == "align" or needs_teachers(merge(self.config(stage, part, options), _logits_teacher(row))):
             inputs["teachers"] = self.teachers(row)
         if stage == "distill" and row.system.logits_teacher:
-            path = self.grid.experiments / "systems" / f"{row.system.logits_teacher}.yaml"
-            inputs["logits_teacher"] = self.train(Row(path.stem, load_system(path), "tagi", row.setting))
+            inputs["logits_teacher"] = self.logits_teacher(row)
         for name, job in inputs.items():
             if job or name != "logits_teacher":
                 options[f"model.init_args.{name}"] = model_of(job) if job else "none"
         needs += [job for job in inputs.values() if job]
         run = self.shared / "systems" / row.slug
         return self.fit(stage, run, part, options, needs, row.slug)
+
+    def logits_teacher(self, row: Row) -> Job | None:
+        """Adds the training of the system that is a row's logits teacher.
+
+        Raises:
+            ValueError: If it is none; the message names the row's system.
+        """
+        path = self.grid.experiments / "systems" / f"{row.system.logits_teacher}.yaml"
+        try:
+            teacher = load_system(path)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"the logits_teacher of system {row.system.name}: {error}") from error
+        return self.train(Row(path.stem, teacher, "tagi", row.setting))
 
     def options(self, stage: str, row: Row) -> tuple[dict[str, Any], list[Job]]:
         """Returns what a stage after the backbone is given, and the jobs behind it."""

@@ -117,4 +117,8 @@ def _build(name: str, values: Mapping[str, Any], where: str) -> System:
     title, teacher = values.get("title", name), values.get("logits_teacher")
     if not fits(title, str) or not fits(teacher, str | None):
         raise ValueError(f"{where}: title and logits_teacher must be text")
+    if teacher is not None and Path(teacher).name != teacher:
+        raise ValueError(
+            f"{where}: logits_teacher must be the name of a system beside it, got {shortened(repr(teacher))}"
+        )
     return System(name, title, tuple(chain), sections, teacher)

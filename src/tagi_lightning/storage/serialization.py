@@ -165,7 +165,7 @@ def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str,
     check_backbone(folder, config, backbone)
     try:
         model = TagiModel(backbone, from_plain(TagiConfig, config["tagi"]))
-    except (ValueError, RuntimeError, OverflowError) as error:
+    except (ValueError, RuntimeError, OverflowError, TypeError) as error:  # TypeError: a size beyond 64 bits
         raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
     load_tagi_weights(model, tensors, str(folder))
     model.stages, model.source = tuple(config["stages"]), folder
