@@ -141,7 +141,7 @@ def test_rows_of_one_folder_are_evaluated_together_and_read_teachers_only_where_
 
 
 def test_a_logits_teacher_that_is_no_system_is_told_with_whom_it_should_teach(grid):
-    with pytest.raises(ValueError, match=r"the logits_teacher of system tagi-paper: there is no system .*tk-instructed"):
+    with pytest.raises(ValueError, match=r"logits_teacher of system tagi-paper: there is no system .*tk-instructed"):
         planned(grid, row("tagi-paper", logits_teacher="tk-instructed"))
     with pytest.raises(ValueError, match=r"must be the name of a system beside it, got '\.\./tagi'"):
         planned(grid, row("tagi-paper", logits_teacher="../tagi"))
