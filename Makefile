@@ -157,11 +157,13 @@ test: install ## run the tests
 
 test-reliability: install ## kills, signals, faults and damaged files in numbers, on two cores; writes the table of docs/reliability.md
 	rm -rf build/reliability
-	$(MAKE) --no-print-directory -j2 build/reliability/files.json build/reliability/runs.json
+	$(MAKE) --no-print-directory -j$$(nproc) $(addprefix build/reliability/,kills.json files.json devices.json others.json)
 	$(if $(ARGS),,$(VENV)/bin/python tests/reliability_table.py docs/reliability.md docs/reliability.json build/reliability/*.json)
 
 build/reliability/files.json: TESTS = tests/reliability/test_fuzz_*.py
-build/reliability/runs.json: TESTS = tests/reliability --ignore-glob='*/test_fuzz_*'
+build/reliability/kills.json: TESTS = tests/reliability/test_reliability_kills.py
+build/reliability/devices.json: TESTS = tests/reliability/test_devices.py
+build/reliability/others.json: TESTS = tests/reliability --ignore-glob='*/test_fuzz_*' --ignore-glob='*_kills.py' --ignore-glob='*/test_devices.py'
 build/reliability/%.json:
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 POINTS=$(or $(POINTS),20) EXAMPLES=$(or $(EXAMPLES),10000) RECORD=$@ \
 	  $(VENV)/bin/python -m pytest -v -m reliability --durations=15 $(TESTS) $(ARGS)

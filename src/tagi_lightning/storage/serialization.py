@@ -166,7 +166,8 @@ def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str,
     try:
         model = TagiModel(backbone, from_plain(TagiConfig, config["tagi"]))
     except (ValueError, RuntimeError, OverflowError, TypeError) as error:  # TypeError: a size beyond 64 bits
-        raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
+        told = shortened(str(error))
+        raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {told}") from error
     load_tagi_weights(model, tensors, str(folder))
     model.stages, model.source = tuple(config["stages"]), folder
     model.prompts, _ = recorded_prompts(folder, config)
