@@ -72,5 +72,11 @@ def main(args: list[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"tagi: unknown verb {verb!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return EXIT_USAGE
+
+    def run(rest: list[str]) -> int:
+        # importing a verb takes seconds, in which a signal may come
+        code: int = importlib.import_module(f"tagi_lightning.cli.{verb}").main(rest)
+        return code
+
     with preemption.answered():
-        return finish(verb, lambda args: importlib.import_module(f"tagi_lightning.cli.{verb}").main(args), rest)
+        return finish(verb, run, rest)
