@@ -264,3 +264,25 @@ def test_a_ranked_row_answers_its_likeliest_choice_per_token(model, tokens):
         assert row.choices == texts
         assert row.gold == gold
         assert row.prediction == texts[max(range(len(texts)), key=lambda place, row=row: row.logprob_mean[place])]
+
+
+@pytest.mark.parametrize("name", ["no_instruction", "concatenated", "tagi"])
+def test_examples_without_choices_are_generated_beside_ranked_ones(model, tokens, name):
+    """Training templates of P3 rank some examples and leave others open, and a batch may hold both."""
+    batch, places = ranked_batch(tokens), torch.tensor([0, 0, 2, 2, 2])
+    choices = batch.choices.map(lambda tensor: tensor[[0, 1, 3, 4, 5]])
+    texts = (("p", "q"), (), ("s", "t", "u"))
+    mixed = replace(batch, choices=choices, choice_index=places, gold=torch.tensor([1, -1, 2]), choice_texts=texts)
+    tasks = {task: Task(task, "c", ("do it",), (), (Instance("0", "in", ("yes",)),)) for task in batch.tasks}
+
+    def predictions(batch):
+        answers = SystemRunner(SYSTEMS[name], model).answer(batch, GREEDY, Words())
+        return to_predictions(batch, answers, Words(), tasks.__getitem__)
+
+    ranked, generated = predictions(batch), predictions(make_batch(tokens, "ab", [0, 0, 1]))
+    for row, expected, text in zip(predictions(mixed), ranked, generated, strict=True):
+        if row.id == "1":
+            assert (row.prediction, row.ranked, row.gold) == (text.prediction, False, None)
+        else:
+            assert (row.prediction, row.choices) == (expected.prediction, expected.choices)
+            assert row.logprob_mean == pytest.approx(expected.logprob_mean, rel=1e-5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,7 +96,8 @@ class Answers:
 
     Attributes:
         texts: Generated text, or the choice likeliest per token (TAGI's rule), B long.
-        logprob_sum: Log-likelihood of each choice summed over its tokens (T0's rule), B rows; empty where generated.
+        logprob_sum: Log-likelihood of each choice summed over its tokens (T0's rule), B rows, one without choices
+            empty; none where all was generated.
         logprob_mean: The same per token.
     """
 
@@ -177,7 +178,7 @@ def answer(
     config: GenerationConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Answers:
-    """Answers one batch: ranks its choices where it has any, generates elsewhere.
+    """Answers one batch: ranks an example's choices where it has any, generates elsewhere.
 
     Args:
         model: The model.
@@ -189,21 +190,38 @@ def answer(
         tokenizer: Decodes generated ids.
     """
     if batch.choices is None or batch.choice_index is None:
-        ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        if config.stop_at_newline:
-            texts = [text.strip().partition("\n")[0] for text in texts]
-        return Answers(tuple(text.strip() for text in texts))
+        return Answers(_generate(model, inputs, adapter, task_index, config, tokenizer))
     labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
     totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)
-    counts = torch.bincount(batch.choice_index, minlength=len(batch)).tolist()
-    sums = tuple(tuple(row.tolist()) for row in totals.split(counts))
-    means = tuple(tuple(row.tolist()) for row in (totals / lengths).split(counts))
+    counts = torch.bincount(batch.choice_index, minlength=len(batch))
+    sums = tuple(tuple(row.tolist()) for row in totals.split(counts.tolist()))
+    means = tuple(tuple(row.tolist()) for row in (totals / lengths).split(counts.tolist()))
+    open_ended = counts == 0
+    generated: Iterator[str] = iter(())
+    if open_ended.any():
+        generated = iter(
+            _generate(model, inputs.map(lambda x: x[open_ended]), adapter, task_index[open_ended], config, tokenizer)
+        )
     texts = [
-        choices[max(range(len(row)), key=row.__getitem__)]
+        choices[max(range(len(row)), key=row.__getitem__)] if choices else next(generated)
         for choices, row in zip(batch.choice_texts, means, strict=True)
     ]
     return Answers(tuple(texts), sums, means)
+
+
+def _generate(
+    model: TagiModel,
+    inputs: Tokens,
+    adapter: TaskAdapter,
+    task_index: Tensor,
+    config: GenerationConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, ...]:
+    ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if config.stop_at_newline:
+        texts = [text.strip().partition("\n")[0] for text in texts]
+    return tuple(text.strip() for text in texts)
 
 
 def to_predictions(
@@ -224,7 +242,7 @@ def to_predictions(
     rows = []
     for place, row in enumerate(batch.task_index.tolist()):
         ranked: dict[str, Any] = {}
-        if answers.logprob_sum:
+        if answers.logprob_sum and batch.choice_texts[place]:
             sums, means = answers.logprob_sum[place], answers.logprob_mean[place]
             ranked = {"choices": batch.choice_texts[place], "logprob_sum": sums, "logprob_mean": means}
             ranked["gold"] = golds[place]
