@@ -79,7 +79,7 @@ help: ## list the commands and their variables
 	@echo "  BACKBONE=$(BACKBONE)   hub id, folder, or smollm2-135m (make backbone), instead of SIZE's own"
 	@echo "  TOKENIZER=$(TOKENIZER)   tokenizer folder or hub id, where the backbone brings none"
 	@echo "  CORPORA=$(CORPORA)   files or folders of plain text for pretraining"
-	@echo "  TRAINER=$(TRAINER)   cpu, gpu, ddp, fsdp or deepspeed"
+	@echo "  TRAINER=$(TRAINER)   cpu, cpu-bf16, gpu, ddp, fsdp or deepspeed"
 	@echo "  SEED=$(SEED)   RUN=$(RUN)   run folder"
 	@echo "  SYSTEM=$(SYSTEM)   one of $(E)/systems instead of TAGI, for a single stage"
 	@echo "  SEEDS=$(SEEDS)   TABLE=$(TABLE)   ROWS=$(ROWS)   of reproduce; ARGS='--estimate=true' tells its time beforehand"
