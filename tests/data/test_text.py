@@ -94,6 +94,21 @@ def test_the_cache_holds_each_document_and_is_used_again(
     assert np.array_equal(again.tokens, text.tokens)
 
 
+@pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy", "manifest.json"])
+@pytest.mark.parametrize("harm", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-3])])
+def test_a_damaged_cache_is_told_and_made_again(
+    corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys, name: str, harm
+):
+    text = load_or_tokenize_text([corpus], tokenizer, tmp_path / "cache")
+    expected = text.tokens.tolist(), text.offsets.tolist()
+    (folder,) = (tmp_path / "cache").iterdir()
+    harm(folder / name)
+    again = load_or_tokenize_text([corpus], tokenizer, tmp_path / "cache")
+    assert (again.tokens.tolist(), again.offsets.tolist()) == expected
+    assert f"{folder} is damaged; its text is tokenised again" in capsys.readouterr().out
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
 def test_the_cache_key_follows_contents_tokenizer_and_unit(
     corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ):

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.cache_folder import is_whole
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Task, TaskSplits
-from tagi_lightning.data.token_cache import cache_settings, is_whole, make_cache, open_cache
+from tagi_lightning.data.token_cache import cache_settings, make_cache, open_cache
 from tagi_lightning.data.tokenized import TokenizedTasks
 
 SplitName = Literal["train", "validation", "test"]

@@ -7,7 +7,6 @@ import itertools
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from tagi_lightning.data.cache_folder import write_once
 from tagi_lightning.data.epochs import Batch, EpochSampler, random_generator
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.token_cache import tokenizer_definition
 from tagi_lightning.data.tokenized import ExampleIndex
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raise it with every change of the files a cache folder holds or of what a document is."""
 
 DocumentUnit = Literal["paragraph", "file"]
@@ -135,26 +135,18 @@ def load_or_tokenize_text(
     """
     files = corpus_files(corpora)
     folder = cache_dir / f"text-{cache_key(files, tokenizer, unit)[:32]}"
-    if not folder.is_dir():
-        _write(folder, files, tokenizer, unit)
+    write_once(folder, lambda new: _write(new, files, tokenizer, unit), "its text is tokenised")
     return TokenizedText(np.load(folder / "tokens.npy", mmap_mode="r"), np.load(folder / "offsets.npy"))
 
 
 def _write(folder: Path, files: Sequence[Path], tokenizer: PreTrainedTokenizerFast, unit: DocumentUnit) -> None:
-    """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-") as name:
-        new = Path(name) / folder.name
-        new.mkdir()
-        lengths = []
-        with (new / "tokens.bin").open("wb") as flat:
-            for ids in _tokenize(files, tokenizer, unit):
-                lengths.append(len(ids))
-                flat.write(np.asarray(ids, dtype=np.int32).tobytes())
-        _wrap(new / "tokens.bin", sum(lengths))
-        np.save(new / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-        if not folder.exists():
-            new.rename(folder)
+    lengths = []
+    with (folder / "tokens.bin").open("wb") as flat:
+        for ids in _tokenize(files, tokenizer, unit):
+            lengths.append(len(ids))
+            flat.write(np.asarray(ids, dtype=np.int32).tobytes())
+    _wrap(folder / "tokens.bin", sum(lengths))
+    np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
 
 
 def _wrap(flat: Path, count: int) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +18,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, disab
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.data.cache_folder import write_once
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.task import Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
@@ -28,7 +26,6 @@ from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
 LAYOUT_VERSION = 3
 """Raise it with every change of the files a cache folder holds."""
 
-_MANIFEST = "manifest.json"
 _ROWS_PER_CHUNK = 4096
 _IDS = List(Value("int32"))
 _TASK_FEATURES = Features(
@@ -112,11 +109,13 @@ def make_cache(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, cache_
     if not tasks:
         raise ValueError("no tasks to tokenise")
     folder = cache_dir / cache_key(tasks, tokenizer, form)
-    if not is_whole(folder):
-        if folder.exists():
-            print(f"{folder} is damaged; its tasks are tokenised again", flush=True)
-        _write(folder, tasks, tokenizer, form)
-    return folder
+
+    def write(new: Path) -> None:
+        disable_progress_bars()
+        _tokenize_tasks(tasks, tokenizer, form).save_to_disk(str(new / "tasks"))
+        _tokenize_instances(tasks, tokenizer, form).save_to_disk(str(new / "instances"))
+
+    return write_once(folder, write, "its tasks are tokenised")
 
 
 def open_cache(folder: Path) -> TokenizedTasks:
@@ -127,41 +126,6 @@ def open_cache(folder: Path) -> TokenizedTasks:
         tasks.append(TokenizedTask(row["name"], row["category"], definitions, demonstrations, start, row["count"]))
         start += row["count"]
     return TokenizedTasks(tasks, load_from_disk(str(folder / "instances")))
-
-
-def is_whole(folder: Path) -> bool:
-    """Tells whether a cache folder holds the files that were written, with the sizes they were written with."""
-    try:
-        return read_mapping(folder / _MANIFEST) == _sizes(folder)
-    except ValueError:  # a cache that is damaged is made again
-        return False
-
-
-def _sizes(folder: Path) -> dict[str, int]:
-    """Returns the size of every file of a cache folder but the manifest, by its path there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / _MANIFEST)
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def _write(folder: Path, tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> None:
-    """Tokenises into a folder beside `folder` and renames it, so that no half-written cache is ever found.
-
-    Several processes may do so at once: the first one's folder stays, since others have it open.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="writing-") as name:
-        new = Path(name) / folder.name
-        disable_progress_bars()
-        _tokenize_tasks(tasks, tokenizer, form).save_to_disk(str(new / "tasks"))
-        _tokenize_instances(tasks, tokenizer, form).save_to_disk(str(new / "instances"))
-        (new / _MANIFEST).write_text(json.dumps(_sizes(new), indent=1), encoding="utf-8")
-        if folder.exists() and not is_whole(folder):
-            shutil.rmtree(folder)
-        try:
-            new.rename(folder)
-        except OSError:
-            if not is_whole(folder):
-                raise
 
 
 def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> Dataset:
