@@ -18,7 +18,6 @@ from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io import Exporter, read_lora
 from tagi_lightning.peft_io.folders import difference
-from tagi_lightning.peft_io.run_record import RunRecord
 
 SHOWN = (Demonstration("1 2", "1"), Demonstration("<|im_end|> a", 'b\n"""'))
 INSTRUCTION = Instruction("Say the first word.\n```\n<|im_start|> {input}", SHOWN)
@@ -125,25 +124,3 @@ def test_an_adapter_of_a_backbone_named_from_here_loads_from_anywhere(trained, t
     backbone = load_backbone(BackboneConfig("../backbone"))
     found = read_lora(tmp_path / "made" / "adapter", backbone)
     assert all(torch.equal(found.b[site], factor) for site, factor in adapter.lora.b.items())
-
-
-def test_the_record_of_an_evaluation_goes_before_that_of_training(tmp_path):
-    def write(place, **options):
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        (tmp_path / place / "config.yaml").write_text(json.dumps(options))
-
-    assert RunRecord.of(None) is None
-    assert RunRecord.of(tmp_path / "model") is None
-    write("distill", backbone={"dtype": "bfloat16"}, model={"init_args": {"generation": {"stop_at_newline": True}}})
-    for source in (tmp_path / "model", tmp_path / "distill" / "model"):
-        record = RunRecord.of(source)
-        assert record.run == tmp_path
-        assert record.generation == GenerationConfig(stop_at_newline=True)
-        assert "trained with the backbone in bfloat16, which rounds" in record.describe()
-    write("evaluate/tagi", backbone={}, model={"init_args": {"generation": {"max_new_tokens": 3}}})
-    record = RunRecord.of(tmp_path / "distill" / "model")
-    assert record.generation == GenerationConfig(max_new_tokens=3)
-    assert "evaluated with the backbone in float32, as above" in record.describe()
-    write("evaluate/tagi", backbone={"dtype": 8})
-    with pytest.raises(ValueError, match=r"tagi/config.yaml is damaged: backbone.dtype cannot be 8"):
-        RunRecord.of(tmp_path / "model").describe()

@@ -160,9 +160,10 @@ def adapted_linear(
 def initial_a(site: LoraSite, config: LoraConfig) -> Tensor:
     """Draws A_0 of one site [r, in], uniform in +-1/sqrt(in) as PEFT does, a function of (seed, site name) alone."""
     digest = hashlib.sha256(f"{config.seed}/{site.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     bound = site.in_features**-0.5
-    return torch.empty(config.rank, site.in_features).uniform_(-bound, bound, generator=generator)
+    start = torch.empty(config.rank, site.in_features, device="cpu")
+    return start.uniform_(-bound, bound, generator=generator)
 
 
 class SiteGroups:

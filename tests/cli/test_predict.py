@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from commands import tagi
@@ -8,6 +9,7 @@ from commands import tagi
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.inference.answering import Answerer
 from tagi_lightning.inference.instructed import InstructedModel
+from tagi_lightning.inference.model_record import ModelRecord
 
 GIVEN = "Write the last bird of the list."
 SHORT = ["--max_new_tokens", "4"]
@@ -23,6 +25,16 @@ def predict(chain, capsys):
         return code, [json.loads(line) for line in told.out.splitlines()], told.err
 
     return run
+
+
+def test_answers_are_decoded_as_in_the_run_where_nothing_is_said(chain, capsys):
+    loaded = InstructedModel.load(chain / "model")
+    assert loaded.generation == ModelRecord.of(chain / "model").generation
+    assert loaded.decoding(num_beams=2) == replace(loaded.generation, num_beams=2)
+    assert loaded.decoding(7, True) == replace(loaded.generation, max_new_tokens=7, stop_at_newline=True)
+    assert tagi(["predict", "--model", chain / "model", "--instruction", GIVEN, "--input", "owl: [cat, 1]"]) == 0
+    [row] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["output"] == loaded.generate(loaded.adapt(GIVEN), ["owl: [cat, 1]"], loaded.generation)[0]
 
 
 def expected(chain, instruction, inputs):

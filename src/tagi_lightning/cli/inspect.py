@@ -28,8 +28,8 @@ def inspect(
     instances: int = 2,
     teachers: str = "auto",
     backbone: str | None = None,
-    max_new_tokens: int = 128,
-    stop_at_newline: bool = False,
+    max_new_tokens: int | None = None,
+    stop_at_newline: bool | None = None,
     device: str = "cpu",
 ) -> None:
     """Draw a model's adapters, fusion gates, attention, answers and scores as PNG and one HTML page.
@@ -44,8 +44,8 @@ def inspect(
         instances: Inputs of each task that are answered; 0 for none, which is quicker.
         teachers: Folder of taught adapters to compare with; auto for those of the model's run, none for none.
         backbone: Where the backbone lies; null for where it lay in training.
-        max_new_tokens: Longest answer in tokens.
-        stop_at_newline: Answers end at the first line break.
+        max_new_tokens: Longest answer in tokens; null for as the model's run decodes.
+        stop_at_newline: Answers end at the first line break; null for as the model's run decodes.
         device: Where to compute, e.g. cuda.
     """
     if count is not None and count < 1:
@@ -56,7 +56,6 @@ def inspect(
 
     import transformers
 
-    from tagi_lightning.backbones import GenerationConfig
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inspection.answers import answer_tasks, one_a_task, sample_lines
     from tagi_lightning.inspection.page import write_page
@@ -69,7 +68,7 @@ def inspect(
     inspection = inspect_model(loaded.model, chosen, loaded.tokenizer, find_teachers(loaded, teachers))
     samples = []
     if instances:
-        generation = GenerationConfig(max_new_tokens, stop_at_newline=stop_at_newline)
+        generation = loaded.decoding(max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)
         samples = answer_tasks(loaded.model, chosen, loaded.tokenizer, generation)
         inspection.pictures.extend(sample_pictures(samples))
     else:

@@ -26,9 +26,9 @@ def predict(
     inputs: str | None = None,
     backbone: str | None = None,
     batch_size: int = 32,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     num_beams: int = 1,
-    stop_at_newline: bool = False,
+    stop_at_newline: bool | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "cpu",
 ) -> int:
@@ -48,9 +48,9 @@ def predict(
         inputs: File of JSON lines, or - for standard input, which is answered as it comes.
         backbone: Where the backbone lies; null for where it lay in training.
         batch_size: Inputs answered together at most.
-        max_new_tokens: Longest answer in tokens.
+        max_new_tokens: Longest answer in tokens; null for as the model's run decodes.
         num_beams: Beams; 1 is greedy.
-        stop_at_newline: Stop at the first line break.
+        stop_at_newline: Stop at the first line break; null for as the model's run decodes.
         dtype: Type the backbone is stored in.
         device: Where to compute, e.g. cuda.
     """
@@ -65,14 +65,13 @@ def predict(
 
     import transformers
 
-    from tagi_lightning.backbones import GenerationConfig
     from tagi_lightning.inference.answering import Answerer
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inference.requests import LineReader, Lines, Request
 
     transformers.utils.logging.disable_progress_bar()
     loaded = InstructedModel.load(model, backbone, dtype, device)
-    generation = GenerationConfig(max_new_tokens, num_beams=num_beams, stop_at_newline=stop_at_newline)
+    generation = loaded.decoding(max_new_tokens=max_new_tokens, num_beams=num_beams, stop_at_newline=stop_at_newline)
     printer = Printer(Answerer(loaded, generation))
     if input is not None:
         assert given is not None

@@ -23,8 +23,8 @@ def ui(
     max_input_characters: int = 4000,
     max_inputs: int = 8,
     max_waiting: int = 8,
-    max_new_tokens: int = 128,
-    stop_at_newline: bool = False,
+    max_new_tokens: int | None = None,
+    stop_at_newline: bool | None = None,
     device: str = "cpu",
 ) -> None:
     """Serve a page to write instructions, see their adapters, compare answers and download PEFT folders.
@@ -40,8 +40,8 @@ def ui(
         max_input_characters: Longest input, in characters.
         max_inputs: Inputs answered at once.
         max_waiting: Users whose requests are under way or wait; others are asked to come again.
-        max_new_tokens: Longest answer in tokens.
-        stop_at_newline: Answers end at the first line break.
+        max_new_tokens: Longest answer in tokens; null for as the model's run decodes.
+        stop_at_newline: Answers end at the first line break; null for as the model's run decodes.
         device: Where to compute, e.g. cuda.
     """
     if importlib.util.find_spec("streamlit") is None:
@@ -52,7 +52,6 @@ def ui(
 
     import transformers
 
-    from tagi_lightning.backbones import GenerationConfig
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.ui.serving import is_loopback, serve
     from tagi_lightning.ui.workbench import Limits, Workbench
@@ -60,7 +59,7 @@ def ui(
     limits = Limits(max_instruction_tokens, max_input_characters, max_inputs, max_waiting)
     transformers.utils.logging.disable_progress_bar()
     loaded = InstructedModel.load(model, backbone, device=device)
-    generation = GenerationConfig(max_new_tokens, stop_at_newline=stop_at_newline)
+    generation = loaded.decoding(max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)
     bench = Workbench(loaded, known, limits, generation)
     if known:
         say("ui", f"{len(known)} known tasks")

@@ -46,30 +46,21 @@ class Answerer:
     def __init__(
         self,
         loaded: InstructedModel,
-        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  (frozen)
+        generation: GenerationConfig | None = None,
         max_bytes: int = 2**30,
     ) -> None:
         """Takes the model.
 
         Args:
             loaded: The model.
-            generation: How to decode where there are no choices.
+            generation: How to decode where there are no choices; None for as the model's run does.
             max_bytes: Bytes of all adapters that are kept.
         """
-        self.loaded, self.generation = loaded, generation
+        self.loaded, self.generation = loaded, generation or loaded.generation
         self.cache = AdapterCache(loaded.model, max_bytes)
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer | ValueError]:
         """Returns what each request got, in their order: an answer, or why there is none."""
-        found: dict[int, Answer | ValueError] = {}
-        for ranked in (False, True):
-            places = [place for place, request in enumerate(requests) if bool(request.choices) == ranked]
-            answers = self._answer([requests[place] for place in places])
-            found |= dict(zip(places, answers, strict=True))
-        return [found[place] for place in range(len(requests))]
-
-    def _answer(self, requests: Sequence[Request]) -> list[Answer | ValueError]:
-        """Answers requests of one kind; where that fails, each half apart, until who is to blame stands alone."""
         if not requests:
             return []
         try:
@@ -77,8 +68,8 @@ class Answerer:
         except ValueError as error:
             if len(requests) == 1:
                 return [error]
-            half = len(requests) // 2
-            return [*self._answer(requests[:half]), *self._answer(requests[half:])]
+            half = len(requests) // 2  # each half apart, until who is to blame stands alone
+            return [*self(requests[:half]), *self(requests[half:])]
 
     def _answer_together(self, requests: Sequence[Request]) -> list[Answer | ValueError]:
         loaded = self.loaded
@@ -92,7 +83,7 @@ class Answerer:
             [rows[request.instruction] for request in grouped],
             [request.input for request in grouped],
             self.generation,
-            [request.choices for request in grouped if request.choices],
+            [request.choices for request in grouped],
         )
         sums = answers.logprob_sum or [()] * len(grouped)
         means = answers.logprob_mean or [()] * len(grouped)

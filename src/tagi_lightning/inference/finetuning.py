@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tagi_lightning.adapter import TaskAdapter
-from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.data.batch import Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.labelled import LabelledInput
@@ -91,7 +90,7 @@ class Finetuner:
     """Trains the LoRA of one instruction on the backbone alone, without fusion and memory, as PEFT will run it."""
 
     def __init__(self, loaded: InstructedModel, config: FinetuneConfig = FinetuneConfig()) -> None:
-        """Takes the model and how to train."""
+        """Takes the model, whose way of decoding its answers are scored by, and how to train."""
         self.loaded, self.config = loaded, config
 
     def run(self, adapter: InstructedAdapter, examples: Sequence[LabelledInput]) -> tuple[LoraWeights, FinetuneReport]:
@@ -174,7 +173,7 @@ class Finetuner:
             batch = examples[start : start + size]
             losses += self._losses(adapter, instruction, batch).tolist()
             tasks, inputs = [0] * len(batch), [each.input for each in batch]
-            texts += self.loaded.answer(adapter, [instruction], tasks, inputs, GenerationConfig()).texts
+            texts += self.loaded.answer(adapter, [instruction], tasks, inputs, self.loaded.generation).texts
         pairs = list(zip(texts, (each.references for each in examples), strict=True))
         return Scores(
             sum(losses) / len(losses),

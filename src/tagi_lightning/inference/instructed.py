@@ -19,6 +19,7 @@ from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.tokenizer import load_tokenizer
 from tagi_lightning.evaluation.systems import Answers, answer
+from tagi_lightning.inference.model_record import ModelRecord
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.storage.hub import HubOptions
@@ -56,11 +57,13 @@ class InstructedModel:
         model: The model, frozen.
         tokenizer: The backbone's tokenizer.
         prompts: How instructions and inputs are written for it.
+        generation: How its run decodes, as far as that is recorded.
     """
 
     model: TagiModel
     tokenizer: PreTrainedTokenizerFast
     prompts: InstructionPrompts
+    generation: GenerationConfig = GenerationConfig()  # noqa: RUF009  (frozen)
 
     @classmethod
     def load(
@@ -83,6 +86,7 @@ class InstructedModel:
         Raises:
             ModelFolderError: If there is no such model, it is damaged, tells no prompts or reads demonstrations apart,
                 or its backbone is another one or not there.
+            ValueError: If what its run recorded is damaged.
         """
         model = TagiModel.from_pretrained(name, backbone, dtype=dtype, hub=hub)
         if model.prompts is None:
@@ -98,7 +102,9 @@ class InstructedModel:
                 "instruction; supported: tagi.memory_of=instruction with tagi.reads=input or prompt"
             )
         model.requires_grad_(False).to(device)
-        return cls(model, load_tokenizer(model.backbone.name), model.prompts)
+        record = ModelRecord.of(model.source)
+        generation = record.generation if record else GenerationConfig()
+        return cls(model, load_tokenizer(model.backbone.name), model.prompts, generation)
 
     def adapt(
         self, instruction: str | Instruction, demonstrations: Sequence[tuple[str, str]] = ()
@@ -143,19 +149,29 @@ class InstructedModel:
         count = self.prompts.tokenize(self.tokenizer, instruction).shown
         return replace(instruction, demonstrations=instruction.demonstrations[:count])
 
+    def decoding(
+        self, max_new_tokens: int | None = None, stop_at_newline: bool | None = None, num_beams: int = 1
+    ) -> GenerationConfig:
+        """Returns how the model's run decodes, with what is given in the place of its own."""
+        own = self.generation
+        return replace(
+            own,
+            max_new_tokens=own.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            stop_at_newline=own.stop_at_newline if stop_at_newline is None else stop_at_newline,
+            num_beams=num_beams,
+        )
+
     def generate(
-        self,
-        adapter: InstructedAdapter,
-        inputs: Sequence[str],
-        generation: GenerationConfig = GenerationConfig(),  # noqa: B008  (frozen)
+        self, adapter: InstructedAdapter, inputs: Sequence[str], generation: GenerationConfig | None = None
     ) -> list[str]:
         """Returns the answer to each input, in their order.
 
         Args:
             adapter: What the task's instruction became.
             inputs: The inputs as they are; the prompt around them is added.
-            generation: How to decode.
+            generation: How to decode; None for as the model's run does.
         """
+        generation = generation or self.generation
         texts: list[str] = []
         for start in range(0, len(inputs), INPUTS):
             some = inputs[start : start + INPUTS]
@@ -180,7 +196,7 @@ class InstructedModel:
             tasks: Task of each input, B long.
             inputs: The inputs, B long.
             generation: How to decode.
-            choices: Answers to choose from, B rows of at least one each; empty to generate.
+            choices: Answers to choose from, B rows, one of none to generate; empty to generate all.
         """
         device = self.model.backbone.model.device
         batch = self._batch(instructions, tasks, inputs, choices).to(device)
@@ -196,7 +212,7 @@ class InstructedModel:
         choices: Sequence[Sequence[str]],
     ) -> TaskBatch:
         ranked = {}
-        if choices:
+        if any(choices):
             targets = [row for some in choices for row in self.prompts.targets(self.tokenizer, some)]
             counts = torch.tensor([len(some) for some in choices])
             ranked = {

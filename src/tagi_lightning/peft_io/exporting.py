@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from tagi_lightning import __version__
-from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.inference.model_record import ModelRecord
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.peft_io.card import LOSES, adapter_card
 from tagi_lightning.peft_io.folders import location
 from tagi_lightning.peft_io.merged import merge_to_folder
-from tagi_lightning.peft_io.run_record import RunRecord
 from tagi_lightning.peft_io.usage import Kind, Usage
 from tagi_lightning.peft_io.writing import PeftWriter
 from tagi_lightning.storage.model_card import run_metrics
@@ -45,7 +44,7 @@ def measured_loss(model: TagiModel) -> str:
     whole, alone = metrics.get("tagi", {}), metrics.get("lora_only", {})
     figure = next((name for name in FIGURES if name in whole and name in alone), None)
     if figure is None:
-        record = RunRecord.of(model.source)
+        record = ModelRecord.of(model.source)
         how = f"; measure it where it was trained: {record.evaluate('tagi', 'lora_only')}" if record else "."
         return f"How much that costs was not measured of these weights{how}"
     without = metrics.get("no_instruction", {}).get(figure)
@@ -100,8 +99,8 @@ class Exporter:
         check_exports(loaded.model)
         self.loaded, self.overwrite, self.facts = loaded, overwrite, facts or {}
         self.loses = what_peft_loses(loaded.model)
-        self.record = RunRecord.of(loaded.model.source)
-        self.generation = self.record.generation if self.record else GenerationConfig()
+        self.record = ModelRecord.of(loaded.model.source)
+        self.generation = loaded.generation
         self.writer = PeftWriter(loaded.model.backbone)
 
     def write(self, adapter: InstructedAdapter, folder: Path) -> None:

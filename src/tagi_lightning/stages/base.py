@@ -105,7 +105,8 @@ class Stage(L.LightningModule):
         """
         if not self._built:
             self.check_trainer()
-            self.build()
+            with torch.device("cpu"):  # Lightning calls this on its own device; seeds give the same weights on any
+                self.build()
             is_half = str(self.trainer.precision).startswith("16")
             refuse_float16(self.backbone, is_half, "--trainer.precision=bf16-mixed")
             self.check_prompts()

@@ -228,6 +228,7 @@ class TeacherTraining(Stage):
 
     def measure_gains(self, loader: Any) -> list[TeacherGain]:
         """Returns the gain of each teacher at the weights that are kept, over the examples of `loader`."""
+        self.to(self.trainer.strategy.root_device)  # Lightning has taken it to the CPU when training has ended
         bank = self.selection.selected().eval()
         sums = torch.zeros(len(bank.names), 5, dtype=torch.float64, device=self.device)
         if loader:

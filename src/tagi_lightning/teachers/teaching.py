@@ -135,5 +135,5 @@ class AdapterSelection:
 
 def _copy_rows(source: Tensor, target: Tensor, rows: Tensor) -> None:
     """Copies those rows of `source` [K, ...] for which `rows` [K] is set into `target`."""
-    chosen = rows.nonzero().flatten().to(target.device)
-    target[chosen] = source[chosen]
+    chosen = rows.nonzero().flatten()
+    target[chosen.to(target.device)] = source[chosen.to(source.device)].to(target.device)

@@ -19,7 +19,7 @@ Option = TypeVar("Option")
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class ModelRecord:
     """The record of one model.
 
     Attributes:
@@ -33,7 +33,7 @@ class RunRecord:
     options: dict[str, Any]
 
     @classmethod
-    def of(cls, source: Path | None) -> RunRecord | None:
+    def of(cls, source: Path | None) -> ModelRecord | None:
         """Returns what is recorded of a model folder; None where it lies in no run.
 
         Args:
@@ -49,7 +49,7 @@ class RunRecord:
         run = source.parent.parent if own.is_file() else source.parent
         for file in (run / "evaluate" / "tagi" / RECORD, own, run / "distill" / RECORD):
             if file.is_file():
-                return cls(run, file, dict(flatten(read_mapping(file, "remove it to export without"))))
+                return cls(run, file, dict(flatten(read_mapping(file, "remove it to go on without"))))
         return None
 
     @property
@@ -92,6 +92,8 @@ class RunRecord:
     def _option(self, name: str, kind: Any, default: Option) -> Option:
         value = self.options.get(name, default)
         if not fits(value, kind):
-            raise ValueError(f"{self.file} is damaged: {name} cannot be {shortened(repr(value))}; remove it to export")
+            raise ValueError(
+                f"{self.file} is damaged: {name} cannot be {shortened(repr(value))}; remove it to go on without"
+            )
         found: Option = value
         return found
