@@ -43,7 +43,7 @@ source_pretrain := -text
 # configuration of one stage: data, then stage, then what this size and task set change, then the machine
 configs = --config $(E)/data/$(TASKSET)$(source_$(1)).yaml --config $(E)/stages/$(1).yaml $(addprefix --config ,$(wildcard $(E)/stages/$(TASKSET)/$(1).yaml)) \
   --config $(E)/sizes/$(SIZE).yaml $(addprefix --config ,$(wildcard $(E)/sizes/$(SIZE)/$(1).yaml $(E)/sizes/$(SIZE)/$(TASKSET)/$(1).yaml)) \
-  --config $(E)/trainers/$(TRAINER).yaml $(if $(SYSTEM),$(if $(filter evaluate,$(1)),,--system $(E)/systems/$(SYSTEM).yaml))
+  --config $(E)/trainers/$(TRAINER).yaml $(if $(SYSTEM),--system $(E)/systems/$(SYSTEM).yaml)
 options = --run '$(RUN)' --seed_everything $(SEED) --data_folder '$(DATA)' --setting $(SETTING) \
   $(if $(BACKBONE),--backbone.name '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
   $(if $(CORPORA),--corpora $(CORPORA))
@@ -52,7 +52,7 @@ options = --run '$(RUN)' --seed_everything $(SEED) --data_folder '$(DATA)' --set
 comma := ,
 listed = $(subst $() ,$(comma),$(strip $(1)))
 grid = --taskset $(TASKSET) --size $(SIZE) --seeds '$(SEEDS)' --data '$(DATA)' --trainer $(TRAINER) \
-  $(if $(ROWS),--rows '$(ROWS)') $(if $(filter file,$(origin SETTING)),,--settings $(SETTING)) \
+  $(if $(ROWS),--rows '$(subst ','\'',$(ROWS))') $(if $(filter file,$(origin SETTING)),,--settings $(SETTING)) \
   $(if $(BACKBONE),--backbone '$(BACKBONE)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') \
   $(if $(CORPORA),--corpora '$(call listed,$(CORPORA))')
 reported = --runs '$(or $(RUNS),$(call listed,$(wildcard runs/$(TASKSET)-$(SIZE)-s*)))' \
@@ -81,7 +81,7 @@ help: ## list the commands and their variables
 	@echo "  CORPORA=$(CORPORA)   files or folders of plain text for pretraining"
 	@echo "  TRAINER=$(TRAINER)   cpu, cpu-bf16, gpu, ddp, fsdp or deepspeed"
 	@echo "  SEED=$(SEED)   RUN=$(RUN)   run folder"
-	@echo "  SYSTEM=$(SYSTEM)   one of $(E)/systems instead of TAGI, for a single stage"
+	@echo "  SYSTEM=$(SYSTEM)   one of $(E)/systems instead of TAGI, for a single stage or evaluate"
 	@echo "  SEEDS=$(SEEDS)   TABLE=$(TABLE)   ROWS=$(ROWS)   of reproduce; ARGS='--estimate=true' tells its time beforehand"
 	@echo '  ARGS=$(ARGS)   any override, e.g. ARGS="--trainer.max_steps=100 --model.init_args.optimizer.lr=3e-4"'
 

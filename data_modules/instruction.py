@@ -32,7 +32,7 @@ DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
 """Demonstrations an instruction shows in each setting."""
 
 HELD_OUT_INSTANCES = 50
-"""Instances of a training task that teachers are scored on: those of ranks 101 to 150."""
+"""Instances of a training task that teachers are scored on: those that follow the ones it trains on."""
 
 
 class InstructionDataModule(L.LightningDataModule):
@@ -231,7 +231,7 @@ class InstructionDataModule(L.LightningDataModule):
         return self._evaluation(self.tasks["test"]) if "test" in self.tasks else []
 
     def held_out_dataloader(self) -> ResumableLoader | list[Any]:
-        """Returns instances of the training tasks that training never shows (ranks 101 to 150), if any are left."""
+        """Returns instances of the training tasks that training never shows, if any are left."""
         unseen = self._load(DataReport(str(self.folder)), HELD_OUT_INSTANCES)
         return self._evaluation(unseen["train"]) if "train" in unseen else []
 
@@ -246,16 +246,16 @@ class InstructionDataModule(L.LightningDataModule):
     def member_dataloaders(self) -> list[ResumableLoader]:
         """Returns the test tasks' instances once for each demonstration, which stands alone in its batches.
 
-        There are as many as `demonstrations` asks for and every test task has.
+        There are as many as `demonstrations` asks for and every test task has within `max_input_length`.
 
         Raises:
             ValueError: If there is none.
         """
-        least = min(len(task.demonstrations) for task in self.tasks["test"].tasks)
+        least = min(len(self.assembler.fitting(task.demonstrations)) for task in self.tasks["test"].tasks)
         if not (members := min(self.demonstrations, least)):
             raise ValueError(
                 f"an ensemble reads one demonstration at a time; data.demonstrations={self.demonstrations} are asked "
-                f"for and some test task has {least}: ask for some, and in P3 draw them with data.shots"
+                f"for and some test task has {least} that fit: ask for some, and in P3 draw them with data.shots"
             )
         return [self._evaluation(self.tasks["test"], member) for member in range(members)]
 

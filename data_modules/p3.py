@@ -70,22 +70,26 @@ class P3DataModule(InstructionDataModule):
 
     def read(self, report: DataReport, held_out_instances: int = 0) -> TaskSplits:
         """Reads the templates and renders their rows."""
-        return read_p3(
-            self.folder,
-            self.templates,
-            subset=self.subset,
-            model_input=self.model_input,
-            with_prompt=self.with_prompt,
-            shots=self.shots,
-            allow_missing=self.allow_missing,
-            seed=self.seed,
-            max_train_instances=self.max_train_instances,
-            max_test_instances=self.max_test_instances,
-            held_out_instances=held_out_instances,
-            val_split=self.val_split,
-            val_share=self.val_share,
-            report=report,
-        )
+        options = self.read_options
+        return read_p3(self.folder, self.templates, held_out_instances=held_out_instances, report=report, **options)
+
+    @property
+    def read_options(self) -> dict[str, Any]:
+        """What `read` depends on beside the files."""
+        return {
+            **super().read_options,
+            "subset": self.subset,
+            "model_input": self.model_input,
+            "with_prompt": self.with_prompt,
+            "shots": self.shots,
+            "allow_missing": self.allow_missing,
+        }
+
+    def source_files(self) -> Sequence[Path]:
+        """Returns the files of all rows, FOLDER/lists.yaml and the templates, but none in hidden folders."""
+        folders = (self.folder, self.templates)
+        found = [(path, path.relative_to(folder).parts) for folder in folders for path in folder.rglob("*")]
+        return sorted(path for path, parts in found if path.is_file() and not any(p.startswith(".") for p in parts))
 
     def exchange(self) -> Sequence[Task]:
         """Returns the test tasks, each with a template of another data set."""

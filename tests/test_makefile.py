@@ -122,17 +122,24 @@ def test_an_unknown_choice_is_told_with_what_there_is(choice):
     assert f"{choice} is unknown; choose from:" in done.stderr
 
 
-def test_a_system_is_applied_to_a_training_stage_in_a_run_of_its_own():
+def test_a_system_is_applied_to_one_stage_in_a_run_of_its_own():
     [words] = tagi_commands("distill", SYSTEM="hint")
     assert words[words.index("--system") + 1] == "experiments/systems/hint.yaml"
     assert "runs/synthetic-tiny-hint-s0" in words
     [words] = tagi_commands("evaluate", SYSTEM="hint")
-    assert "--system" not in words
+    assert words[words.index("--system") + 1] == "experiments/systems/hint.yaml"
     assert "make reproduce" in make("--dry-run", "all", "SYSTEM=hint", check=False).stderr
 
 
 def test_a_grid_gets_the_variables_of_the_makefile():
-    given = {"TABLE": "sni", "TASKSET": "sni", "SEEDS": "1,2", "BACKBONE": "b", "ROWS": "tagi,hint", "SETTING": "def"}
+    given = {
+        "TABLE": "sni",
+        "TASKSET": "sni",
+        "SEEDS": "1,2",
+        "BACKBONE": "b",
+        "SETTING": "def",
+        "ROWS": "tagi,TAGI, another task's LoRA",
+    }
     [words] = tagi_commands("reproduce", **given, CORPORA="one two", ARGS="--jobs=3")
     assert words[0] == "reproduce"
     options = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
@@ -143,7 +150,7 @@ def test_a_grid_gets_the_variables_of_the_makefile():
         "--seeds": "1,2",
         "--data": "data/sni",
         "--trainer": "cpu",
-        "--rows": "tagi,hint",
+        "--rows": "tagi,TAGI, another task's LoRA",
         "--settings": "def",
         "--backbone": "b",
         "--corpora": "one,two",

@@ -118,7 +118,7 @@ class TaskAdapter:
 
 @dataclass(frozen=True)
 class PreparedAdapter(TaskAdapter):
-    """A cached `TaskAdapter`: detached, in one dtype, and marked with the model that made it.
+    """A cached `TaskAdapter`: detached, and marked with the model that made it.
 
     Attributes:
         model_digest: Digest of the weights that generated it; a model refuses a cache that another made.

@@ -217,13 +217,15 @@ def alignment_loss(
 
 
 def _product_distance(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-    """Returns |B A - B2 A2|^2 [T] without forming an [out, in] matrix."""
+    """Returns |B A - B2 A2|^2 [T] without forming an [out, in] matrix: a difference that 16 bits would lose."""
     return _update_inner(a, b, a, b) - 2 * _update_inner(a, b, a2, b2) + _update_inner(a2, b2, a2, b2)
 
 
 def _update_inner(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     """Returns the inner product of B A and B2 A2 [T], from r x r Gram matrices."""
-    return ((b.transpose(1, 2) @ b2) * (a @ a2.transpose(1, 2))).sum((1, 2))
+    with torch.autocast(a.device.type, enabled=False):
+        a, b, a2, b2 = (_at_least_float32(factor) for factor in (a, b, a2, b2))
+        return ((b.transpose(1, 2) @ b2) * (a @ a2.transpose(1, 2))).sum((1, 2))
 
 
 @torch.no_grad()

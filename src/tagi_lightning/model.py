@@ -58,6 +58,8 @@ class TagiConfig:
                 "tagi.memory_lora reads the memory under the generated LoRA, and tagi.hypernetwork.writes=prefix "
                 "generates none: set writes=lora or both"
             )
+        if self.memory_lora and not self.decoder_memory:
+            raise ValueError("tagi.memory_lora reads the memory, which tagi.decoder_memory=false leaves out")
         alone = self.decoder_memory and not (self.hypernetwork.enabled or self.fusion.enabled or self.memory_lora)
         if self.memory_of == "demonstrations" and not alone:
             raise ValueError(
@@ -263,9 +265,15 @@ class TagiModel(HubModel, nn.Module):
             if parameter.requires_grad or name in self._backbone_part or not name.startswith("backbone."):
                 yield name, parameter
 
+    def _saved_tensors(self) -> Iterator[Tensor]:
+        """Yields what is saved and what of it is fixed by a seed."""
+        yield from (parameter for _, parameter in self._saved_parameters())
+        if self.hypernetwork is not None:
+            yield from self.hypernetwork.buffers()
+
     def digest(self) -> str:
         """Returns a SHA-256 of all that is saved, which marks the caches it makes."""
-        versions = [(parameter.data_ptr(), parameter._version) for _, parameter in self._saved_parameters()]
+        versions = [(tensor.data_ptr(), tensor._version) for tensor in self._saved_tensors()]
         if self._digest[0] == versions:
             return self._digest[1]
         sha = hashlib.sha256()

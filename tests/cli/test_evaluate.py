@@ -246,6 +246,11 @@ def test_the_bare_backbone_stays_as_it_was_where_training_changed_it(chain, task
     assert rows_of(beside, "tagi") != rows_of(beside, "concatenated")
     assert metrics(beside, "tagi")["relative_flops"] == 1.0
     assert "relative_flops_formula" not in metrics(beside, "tagi")
+    # trained in float32, it is stored as everything else
+    copy_stages(chain, tmp_path / "half", "pretrain-backbone")
+    half = command("evaluate", tmp_path / "half", task_set, systems("tagi"), weights, "--backbone.dtype=bfloat16")
+    assert tagi(half) == 0
+    assert 0 < metrics(tmp_path / "half", "tagi")["overall"]["n"] == len(rows_of(beside, "tagi"))
 
 
 def test_controls_of_the_adapter_are_refused_where_all_instructions_have_one(chain, task_set, tmp_path, capsys):

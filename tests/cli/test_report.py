@@ -166,7 +166,7 @@ def test_damaged_and_older_evaluations_are_listed_and_the_rest_reported(tmp_path
     [
         (["--runs", "nowhere"], "nowhere is not there"),
         (["--runs", "RUNS", "--table", "nothing"], "unknown table 'nothing'; choose from: "),
-        (["--runs", ","], "name run folders"),
+        (["--runs", ","], "no run folder is named"),
     ],
 )
 def test_what_cannot_be_reported_is_told(tmp_path, runs, words, told, capsys):

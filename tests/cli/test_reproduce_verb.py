@@ -5,6 +5,10 @@ import pytest
 import yaml
 from commands import ROOT, SYNTHETIC, record_of, tagi
 
+from tagi_lightning.cli.reproduce import row_names
+from tagi_lightning.reproduce.systems import System
+from tagi_lightning.reproduce.tables import Row, Table
+
 ROWS = [
     {"title": "as it is", "system": "no-ft", "evaluate": "concatenated"},
     {"title": "the input again", "system": "no-ft", "evaluate": "copy_input"},
@@ -92,7 +96,7 @@ def test_the_estimate_runs_nothing(task_set, tmp_path, capsys):
         (["--size", "huge"], "choose from base"),
         (["--seeds", "0,x"], "not whole numbers"),
         (["--settings", "def+3"], "choose from def"),
-        (["--rows", "hint"], "no rows hint; choose systems or titles from no-ft, as it is"),
+        (["--rows", "hint"], "no rows hint; choose systems or titles from no-ft | as it is"),
         (["--budget", "{distil: 3}"], "give positive numbers for"),
     ],
 )
@@ -103,6 +107,14 @@ def test_a_wrong_choice_is_told_with_what_there_is(task_set, tmp_path, capsys, o
     assert message in told
     assert "Traceback" not in told
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("given", ["a, b,plain,c", ["a, b", "plain", "c"]])
+def test_rows_are_named_with_commas_between_and_within_them(given):
+    rows = [Row(title, System("no-ft", "", ()), "concatenated", "def") for title in ("a, b", "plain", "a", "b, c")]
+    table = Table("t", "", ("def",), tuple(rows))
+    assert row_names(given, [table]) == ["a, b", "plain", "c"]
+    assert row_names(None, [table]) == []
 
 
 def test_an_unknown_evaluation_is_told_before_anything_runs(task_set, tmp_path, capsys):

@@ -43,7 +43,7 @@ def test_prepare_writes_the_tasks_and_one_cache_that_setup_reads(folder):
     data.prepare_data()
     assert {path: path.stat().st_mtime_ns for path in (folder / ".cache").rglob("*")} == before
     assert len(data.tasks["train"]) == 6 * len(data.splits.train)
-    assert data.categories == data.splits.categories
+    assert data.categories == tuple(sorted({task.category for task in data.splits.train}))
     assert "validation" not in data.tasks
     assert data.val_dataloader() == []
 
@@ -268,3 +268,19 @@ def test_real_tasks_are_padded_little_and_start_again_fast(tmp_path):
     assert 1 - tokens["input"] / positions["input"] <= 0.06
     assert 1 - (tokens["input"] + tokens["target"]) / (positions["input"] + positions["target"]) <= 0.12
     assert 1 - tokens.total() / positions.total() <= 0.13
+
+
+def test_no_member_of_an_ensemble_goes_without_a_demonstration(folder):
+    data = module(folder, demonstrations=2, with_prompt=True)
+    data.setup("test")
+    members = data.member_dataloaders()
+    assert len(members) == 2
+    for loader in members:
+        for shown in loader:
+            assert bool(shown.demonstrations.mask.any(1).all())
+    longest = max(len(piece) for task in data.tasks["test"].tasks for piece in task.demonstrations)
+    frame = data.assembler.max_input_length - data.assembler.instruction_room(0)
+    short = module(folder, demonstrations=2, with_prompt=True, max_input_length=frame + longest - 1)
+    short.setup("test")
+    with pytest.raises(ValueError, match="some test task has 0 that fit"):
+        short.member_dataloaders()

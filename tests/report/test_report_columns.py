@@ -29,7 +29,7 @@ def test_one_seed_has_no_deviation():
 @pytest.mark.parametrize(
     ("change", "title"),
     [
-        ({"options": {"backbone": {"name": "base"}}}, "base, def"),
+        ({"options": {"backbone": {"name": "base"}}, "digest": "b1"}, "base, def"),
         ({"options": {"backbone": {"name": "tiny", "quantization": "int8"}}}, "tiny in int8, def"),
         ({"options": {"setting": "def+2pos"}}, "tiny, def+2pos"),
         ({"references": "others"}, "tiny, def"),
@@ -44,6 +44,17 @@ def test_backbone_setting_data_and_decoding_have_columns_of_their_own(tmp_path, 
     assert left_out == []
     assert [cell.seeds for column in columns for cell in column.cells] == [[0], [1]]
     assert columns[1].title.startswith(title)
+
+
+def test_a_backbone_with_two_names_has_one_column(tmp_path):
+    other = {"backbone": {"name": "runs/a/pretrain-backbone/model"}}
+    write_evaluation(tmp_path / "a", "concatenated")
+    write_evaluation(tmp_path / "b", "copy_input", digest=None, options=other)
+    write_evaluation(tmp_path / "b", "tagi", options=other)
+    (column,), left_out = columns_of(tmp_path / "a", tmp_path / "b")
+    assert left_out == []
+    assert {cell.row.evaluate for cell in column.cells} == {"concatenated", "copy_input", "tagi"}
+    assert column.title.startswith("tiny, def")
 
 
 def test_other_weights_of_a_backbone_are_left_out(tmp_path):

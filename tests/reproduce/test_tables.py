@@ -32,7 +32,7 @@ def test_a_long_slug_is_short_and_still_its_own():
 
 def test_all_stands_for_the_tables_that_go_with_a_task_set():
     assert table_names("synthetic", EXPERIMENTS) == ("ablation", "controls", "sni", "tasks")
-    assert table_names("p3", EXPERIMENTS) == ("p3", "tasks")
+    assert table_names("p3", EXPERIMENTS) == ("ablation", "p3", "tasks")
 
 
 @pytest.mark.parametrize(("taskset", "name"), TABLES)
@@ -79,7 +79,7 @@ def test_what_is_no_table_is_told_with_its_file(tmp_path, values, message):
 
 
 def test_an_unknown_table_or_system_is_told_with_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match="unknown table 'snt'; choose from: ablation, controls, p3, sni"):
+    with pytest.raises(ValueError, match="unknown table 'snt'; choose from: ablation, ablation-p3, controls, p3, sni"):
         load_table("snt", "sni", EXPERIMENTS)
     (tmp_path / "tables").mkdir()
     rows = [{"title": "r", "system": "absent", "evaluate": "tagi"}]

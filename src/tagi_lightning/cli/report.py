@@ -41,7 +41,10 @@ def report(
     known = None if table is None else read_table(table, experiments_folder(experiments), taskset)
     folders = [name.strip() for name in runs.split(",") if name.strip()]
     if not folders:
-        raise ReportError("name run folders, with commas between them: --runs runs/a-s0,runs/a-s1")
+        raise ReportError(
+            "no run folder is named: --runs runs/a-s0,runs/a-s1, or make report RUNS=runs/a-s0,runs/a-s1 "
+            "(without RUNS, make takes runs/TASKSET-SIZE-s*, as make all leaves them)"
+        )
     held_out = {name for name, spec in SYSTEMS.items() if spec.data == "held_out"}
     results, unread = read_results(folders, held_out)
     titles = HEURISTICS | {name: spec.title for name, spec in SYSTEMS.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tagi_lightning.cli.command import options_of
 from tagi_lightning.cli.experiment_files import experiments_folder
-from tagi_lightning.reproduce.configurations import check_choices
+from tagi_lightning.reproduce.configurations import check_choices, on_cpu
 from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
 from tagi_lightning.reproduce.plan import Grid, check_steps, plan
 from tagi_lightning.reproduce.runner import Outcome, Runner, last_words, launcher
@@ -38,7 +38,7 @@ def rows_of(tables: Sequence[Table], settings: Sequence[str], only: Sequence[str
     rows = [row for table in tables for row in table.rows]
     if unknown := [name for name in only if not any(name in (row.title, row.system.name) for row in rows)]:
         known = dict.fromkeys(name for row in rows for name in (row.system.name, row.title))
-        raise ValueError(f"no rows {', '.join(unknown)}; choose systems or titles from {', '.join(known)}")
+        raise ValueError(f"no rows {', '.join(unknown)}; choose systems or titles from {' | '.join(known)}")
     return [
         replace(row, setting=setting)
         for table in tables
@@ -68,6 +68,18 @@ def earlier_seconds(grid: Grid, jobs: Sequence[Job]) -> dict[str, list[float]]:
         record = read_record(path)
         if record["steps"] == steps.get(path.stem, record["steps"]):
             found[path.stem].append(record["seconds"])
+    return found
+
+
+def row_names(value: Sequence[str] | str | None, tables: Sequence[Table]) -> list[str]:
+    """Returns names of rows that may be written with commas, as a title may hold one, too."""
+    titles = {row.title for table in tables for row in table.rows}
+    pieces, found = words(value), list[str]()
+    while pieces:
+        counts = range(len(pieces), 1, -1)
+        count = next((count for count in counts if ", ".join(pieces[:count]) in titles), 1)
+        found.append(", ".join(pieces[:count]))
+        pieces = pieces[count:]
     return found
 
 
@@ -152,7 +164,7 @@ def reproduce(
 
     Args:
         table: sni, p3, controls, ablation, tasks or all; several with commas between them.
-        taskset: Task set: synthetic, sni, p3 or custom.
+        taskset: Task set: synthetic, p3-synthetic, sni, p3 or custom.
         size: Size, one of experiments/sizes.
         seeds: Seeds with commas between them; each has its own run folder.
         settings: Settings instead of the tables' own: def, def+2pos.
@@ -163,7 +175,7 @@ def reproduce(
         tokenizer: Tokenizer folder or hub id, where the backbone brings none.
         corpora: Files or folders of plain text for pretraining.
         allow_missing: Go on without absent task files, and say which in the logs.
-        trainer: cpu, gpu, ddp, fsdp or deepspeed.
+        trainer: cpu, cpu-bf16, gpu, ddp, fsdp or deepspeed.
         jobs: Jobs at a time; one a core up to four on the CPU and one on GPUs where none is given.
         runs: Folder of the runs.
         output: Folder of the reports; RUNS/reports/<taskset>-<size> where none is given.
@@ -189,11 +201,11 @@ def reproduce(
         allow_missing=allow_missing,
         budget=budget if budget is not None else common_budget(tables),
     )
-    chosen = rows_of(tables, words(settings), words(rows))
+    chosen = rows_of(tables, words(settings), row_names(rows, tables))
     check_evaluated(chosen)
     planned = plan(grid, chosen, numbers)
     check_steps(planned)
-    workers = jobs or (min(MOST_JOBS, len(os.sched_getaffinity(0))) if trainer == "cpu" else 1)
+    workers = jobs or (min(MOST_JOBS, len(os.sched_getaffinity(0))) if on_cpu(folder, trainer) else 1)
     seconds = earlier_seconds(grid, planned)
     if estimate:
         from tagi_lightning.reproduce.estimate import Estimator, estimate_table

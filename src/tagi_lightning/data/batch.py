@@ -85,11 +85,6 @@ class Tokens(_TensorFields):
         ids, mask = (tensor.reshape(len(self) * self.segments, -1) for tensor in (self.ids, self.mask))
         return Tokens(ids, torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1))
 
-    @property
-    def padding_share(self) -> float:
-        """Share of positions that are padding, 0 to 1."""
-        return 1.0 - float(self.mask.float().mean()) if self.mask.numel() else 0.0
-
     def __len__(self) -> int:
         return self.ids.shape[0]
 

@@ -129,8 +129,7 @@ class TaskCollator:
         if self.demonstrated is None:
             return []
         task, epoch = example.task, example.index.epoch
-        room = self.assembler.instruction_room(0)
-        shown = [piece for piece in task.demonstrations if len(piece) <= room]
+        shown = self.assembler.fitting(task.demonstrations)
         if epoch is not None:
             random.Random(f"{self.seed}/{epoch}/{task.name}/{example.id}/demonstrations").shuffle(shown)
         shown = shown[: self.demonstrated.max_demonstrations]

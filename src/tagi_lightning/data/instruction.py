@@ -172,10 +172,10 @@ class InstructionPrompts:
 
     def cuts(self, tokenizer: PreTrainedTokenizerFast, text: str, instruction: Instruction | None = None) -> bool:
         """Tells whether an input is too long to be read whole; see `inputs`."""
-        if len(text.encode()) <= self.max_input_length // 2:
-            return False
         form = self.form
         alone = instruction is None or self.texts == "plain"
+        if alone and len(text.encode()) <= self.max_input_length // 2:
+            return False
         pieces = [form.input(text)] if alone else [form.input(text), form.definition(instruction.text)]  # type: ignore[union-attr]
         own, *definition = form.tokenize(tokenizer, pieces)
         return len(own) > self._assembler(tokenizer).input_room(sum(map(len, definition)))

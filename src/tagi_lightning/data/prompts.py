@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import string
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -210,6 +210,11 @@ class PromptAssembler:
     def instruction_room(self, definition_length: int) -> int:
         """Returns how many tokens of demonstrations fit into an instruction with a definition of this length."""
         return self.max_input_length - len(self.frame.start) - definition_length - len(self.frame.ending)
+
+    def fitting(self, demonstrations: Iterable[list[int]]) -> list[list[int]]:
+        """Returns the demonstrations that fit into an instruction without definition."""
+        room = self.instruction_room(0)
+        return [piece for piece in demonstrations if len(piece) <= room]
 
     def input_room(self, definition_length: int = 0) -> int:
         """Returns how many tokens of instance text fit beside what stands around it.

@@ -65,8 +65,3 @@ class TaskSplits:
     train: Sequence[Task]
     validation: Sequence[Task]
     test: Sequence[Task]
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Sorted categories of the training tasks; a teacher's index is its place here."""
-        return tuple(sorted({task.category for task in self.train}))

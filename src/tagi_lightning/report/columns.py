@@ -118,6 +118,7 @@ def build_columns(
         The columns, and the results that may not stand in theirs, with why.
     """
     left_out: list[LeftOut] = []
+    names = backbone_names(results)
     places: dict[tuple[str, ...], dict[Row, dict[int, list[Result]]]] = {}
     for result in results:
         fitting = [row for row in table.rows if row.holds(result)]
@@ -127,7 +128,7 @@ def build_columns(
             left_out.append(LeftOut(str(result.folder), f"its answers have no {table.metric}"))
         else:
             decoding = str(sorted((k, str(v)) for k, v in result.config.items() if k.startswith(DECODING)))
-            rows = places.setdefault((result.backbone, result.setting, result.data, decoding), {})
+            rows = places.setdefault((names[result.backbone], result.setting, result.data, decoding), {})
             for row in fitting:
                 rows.setdefault(row, {}).setdefault(result.seed, []).append(result)
     columns = []
@@ -138,6 +139,17 @@ def build_columns(
         if cells:
             columns.append(Column(backbone, setting, data, tuple(cells)))
     return columns, left_out
+
+
+def backbone_names(results: Sequence[Result]) -> dict[str, str]:
+    """Returns what each backbone is called: the first name under which the same weights, stored alike, were found."""
+    names: dict[str, str] = {}
+    first: dict[tuple[str, str], str] = {}
+    for result in results:
+        if digest := result.metrics.get("backbone_digest"):
+            name = first.setdefault((digest, result.stored), names.get(result.backbone, result.backbone))
+            names.setdefault(result.backbone, name)
+    return {result.backbone: names.get(result.backbone, result.backbone) for result in results}
 
 
 def one_cell(row: Row, by_seed: Mapping[int, list[Result]], left_out: list[LeftOut]) -> Cell | None:

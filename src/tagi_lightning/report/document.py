@@ -17,7 +17,8 @@ READING = f"""\
   the size of its backbone and, where it quotes it, its source: other models and budgets than ours, and other data than
   generated tasks.
 - Relative FLOPs are counted over all instances, 1 being the backbone with the instruction concatenated. Seconds are of
-  decoding all instances; relative time divides them by that same row's.
+  decoding all instances, whatever else the machine did then; relative time divides them by that same row's, and says
+  something only where no other job ran beside the evaluations.
 - Examples are those that the last stage of training saw (steps times batch), parameters those that it trained.
 - Differences are the reference minus the row. Scores are averaged over the seeds that both have; then tasks are drawn
   with replacement, the same for both, {RESAMPLES:,} times. The interval, of {CONFIDENCE:.0%}, holds for one comparison

@@ -27,7 +27,9 @@ def p3_table(table: Table, column: Column) -> str:
             printed = table10_row(line) | {name: line[name] for name in columns if name in line}
             quoted = "" if line["source"] == "TAGI" else f", source {line['source']}"
             name = f"paper: {line['row']} ({line['size']}{quoted})"
-            lines.append([name, *(number(printed[column], 1) for column in columns)])
+            row = [name, *(number(printed[column], 1) for column in columns)]
+            if row not in lines:  # several of our rows may stand beside one of the paper's
+                lines.append(row)
     return aligned_table(without_empty(lines))
 
 

@@ -75,15 +75,19 @@ class Result:
         return self.trainings[-1].examples if self.trainings else None
 
     @property
+    def stored(self) -> str:
+        """How the backbone's weights were stored."""
+        return str(self.config.get("backbone.quantization") or self.config.get("backbone.dtype", "float32"))
+
+    @property
     def backbone(self) -> str:
         """The backbone as the run named it, with how its weights were stored."""
-        stored = self.config.get("backbone.quantization") or self.config.get("backbone.dtype", "float32")
         name = str(self.config.get("backbone.name"))
         if name.startswith("RUN/"):
             run = self.folder.parent.parent
             shared = run.parent.parent if run.parent.name == "systems" else run
             name = f"{re.sub(r'-s[0-9]+$', '', shared.resolve().name)} from scratch"
-        return name if stored == "float32" else f"{name} in {stored}"
+        return name if self.stored == "float32" else f"{name} in {self.stored}"
 
     @property
     def setting(self) -> str:

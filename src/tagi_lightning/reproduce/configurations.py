@@ -38,6 +38,11 @@ def check_choices(experiments: Path, taskset: str, size: str, trainer: str) -> N
             raise ValueError(f"{option} {value!r} is unknown; choose from {', '.join(known)}")
 
 
+def on_cpu(experiments: Path, trainer: str) -> bool:
+    """Whether a trainer's configuration computes on the processor."""
+    return bool(select(read_mapping(experiments / "trainers" / f"{trainer}.yaml"), "trainer.accelerator") == "cpu")
+
+
 @cache
 def merged(files: tuple[Path, ...]) -> dict[str, Any]:
     """Returns what the files say together, later ones winning; references to other options stay as written.

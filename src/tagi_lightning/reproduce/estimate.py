@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import fmean
 
 from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
@@ -38,7 +39,11 @@ class Shape:
     vocabulary: int = 32128
 
 
-SHAPES = {"synthetic": Shape({"def": 12, "def+2pos": 44}, 8, 3, 105, 10, 287), "p3": Shape(categories=36)}
+SHAPES = {
+    "synthetic": Shape({"def": 12, "def+2pos": 44}, 8, 3, 105, 10, 287),
+    "p3": Shape(categories=36),
+    "p3-synthetic": Shape({"def": 17, "def+2pos": 17}, 8, 1, 105, 3, 236),
+}
 """Task sets that are not like Super-NaturalInstructions."""
 
 REPEATS = 3
@@ -116,7 +121,8 @@ class Estimator:
         """
         self.grid, self.tflops = grid, tflops
         self.seconds = {kind: fmean(values) for kind, values in seconds.items() if values}
-        self._timed: dict[tuple[str, str, Workload, Form], float] = {}
+        self._costs = cache(estimate)
+        self._timed = cache(_timed)
 
     def need(self, job: Job) -> Need:
         """Returns what a job takes."""
@@ -130,31 +136,28 @@ class Estimator:
         teachers = shape.categories if stage == job.kind else 1
         stored = "bfloat16" if select(job.config, "backbone.dtype") == "bfloat16" else "float32"
         form = Form(stored, mixed=mixed, teachers=teachers, vocabulary=shape.vocabulary)  # type: ignore[arg-type]
-        cost = estimate(stage, size, work, form)
+        cost = self._costs(stage, size, work, form)
         if seconds is None and steps is not None:
-            seconds = steps * work.accumulate * self.batch_seconds(stage, size, work, form, cost.flops)
+            on_cpu = select(job.config, "trainer.accelerator") == "cpu"
+            batch = self._timed(stage, size, work, form) if on_cpu else cost.flops / (self.tflops * 1e12)
+            seconds = steps * work.accumulate * batch
         extra = TRAINED * cost.frozen if trains_backbone(job) and stage != "pretrain-backbone" else 0
         return Need(steps, seconds, memory(cost, "ddp", 1).total + extra)
 
-    def batch_seconds(self, stage: str, size: str, work: Workload, form: Form, flops: int) -> float:
-        """Returns the time of a batch, measured once on this CPU, or told by its operations on a GPU."""
-        if self.grid.trainer != "cpu":
-            return flops / (self.tflops * 1e12)
-        key = (stage, size, work, form)
-        if key not in self._timed:
-            self._timed[key] = min(measure(stage, size, work, form).seconds for _ in range(REPEATS))
-        return self._timed[key]
+
+def _timed(stage: str, size: str, work: Workload, form: Form) -> float:
+    """Returns the seconds of a batch on this CPU."""
+    return min(measure(stage, size, work, form).seconds for _ in range(REPEATS))
 
 
 def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> str:
-    """Returns a table of the jobs, seeds together, and a line with their sum."""
-    groups: dict[str, list[Job]] = defaultdict(list)
+    """Returns a table of the jobs, those of one name that take the same together, and a line with their sum."""
+    groups: dict[tuple[str, Need], list[Job]] = defaultdict(list)
     for job in jobs:
-        groups[f"{job.system} {job.kind}"].append(job)
+        groups[f"{job.system} {job.kind}", estimator.need(job)].append(job)
     rows, total, unknown = [], 0.0, set()
-    for name, group in groups.items():
+    for (name, need), group in groups.items():
         left = [job for job in group if not job.is_done()]
-        need = estimator.need(group[0])
         told = "-" if need.seconds is None else duration(need.seconds)
         gib = "-" if need.bytes is None else f"{need.bytes / GIB:.2f}"
         steps = "-" if need.steps is None else str(need.steps)

@@ -55,7 +55,7 @@ class System:
             part["model"] = {"init_args": {"lora": tagi["lora"]}}
         if stage in ("teachers", "align", "distill") and data:
             part["data"] = {"init_args": data}
-        if stage in (*CHAIN, "evaluate") and tagi.get("trained_backbone", "none") != "none":
+        if stage in CHAIN and tagi.get("trained_backbone", "none") != "none":
             part["backbone"] = {"dtype": "float32"}  # 16 bits would lose most updates
         return merge(part, self.sections.get(stage, {}))
 

@@ -127,4 +127,7 @@ def check_categories(bank: LoraBank, categories: tuple[str, ...]) -> None:
     if bank.names != tuple(categories):
         missing = sorted(set(categories) - set(bank.names))
         detail = f"no teacher for {', '.join(missing[:5])}" if missing else "other categories were taught"
-        raise ValueError(f"the teachers do not fit the training categories: {detail}; train them again: make teachers")
+        raise ValueError(
+            f"the teachers do not fit the training categories: {detail}; give the same data options, or train them "
+            "again: make teachers"
+        )

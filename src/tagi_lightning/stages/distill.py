@@ -112,7 +112,8 @@ class Distillation(TagiStage):
             alignment: How adapters are compared in L_ins.
             optimizer: Optimizer and schedule.
             generation: How validation decodes.
-            teachers: auto for this run's teachers, none for the bare backbone as logits teacher, or a folder.
+            teachers: auto for this run's teachers, a folder, or none: without L_ins, and with the bare backbone as
+                logits teacher.
             logits_teacher: Whose distribution L_kl follows, reading instruction and input concatenated: category for
                 the backbone under the category's LoRA (eq. 5), backbone for the bare one, or a folder: another
                 system trained on this backbone (Tk-Instruct, Metatrain), or a Hugging Face model of the same
@@ -128,6 +129,11 @@ class Distillation(TagiStage):
         self.logits_teacher = logits_teacher
         self.teacher_cache: TeacherCache | None = None
         if not self.aligns:  # nothing of an ablation of alignment has passed through align
+            if loss.lambda2 and not (loss.weight_pred or loss.lambda1):
+                raise ValueError(
+                    "the loss is L_ins alone, and there is none: it compares a generated LoRA "
+                    "(hypernetwork.writes) with the teachers' (teachers=none); set loss.weight_pred or loss.lambda1"
+                )
             self.previous = ("pretrain",)
 
     @property
@@ -225,7 +231,9 @@ class Distillation(TagiStage):
         """Returns the weighted terms of eq. 6 as means over the batch's examples, by name."""
         config = self.loss_config
         taught = self.bank().index(batch.category) if self.bank is not None else None
-        terms = self.answer_terms(batch, adapter, taught if self.follows_categories else None)
+        terms: dict[str, Tensor] = {}
+        if config.weight_pred or config.lambda1:
+            terms |= self.answer_terms(batch, adapter, taught if self.follows_categories else None)
         if self.aligns:
             assert adapter.lora is not None
             assert taught is not None
@@ -259,9 +267,13 @@ class Distillation(TagiStage):
     def save(self, folder: Path) -> None:
         """Writes the model, and points RUN/model to it: the run's finished hypernetwork."""
         super().save(folder)
-        link = self.run / MODEL
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.relative_to(self.run), target_is_directory=True)
+        link, new = self.run / MODEL, self.run / f".{MODEL}.new"
+        if link.is_dir() and not link.is_symlink():
+            print(f"{link} is a folder of its own and stays as it is; the model is in {folder}", flush=True)
+            return
+        new.unlink(missing_ok=True)
+        new.symlink_to(folder.relative_to(self.run), target_is_directory=True)
+        new.replace(link)
 
     def training_step(self, batch: TaskBatch, batch_index: int) -> Tensor:
         """Returns eq. 6 over one batch."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.backbones import BackboneConfig, GenerationConfig
+import torch
+
+from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_backbone
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation.controls import Controls, Instructions, check_generates
 from tagi_lightning.evaluation.metrics import aggregate
@@ -14,12 +17,13 @@ from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.evaluation.systems import SYSTEMS, SystemRunner, to_predictions
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
-from tagi_lightning.lora import LoraBank, LoraConfig
+from tagi_lightning.lora import LoraBank
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage
+from tagi_lightning.stages.align import check_categories
+from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage, resolve_backbone
 from tagi_lightning.stages.few_shot import FewShotConfig
 from tagi_lightning.stages.sharing import gather, merge_predictions
-from tagi_lightning.storage.serialization import ModelFolderError, from_plain, load_bank, load_tagi, read_folder
+from tagi_lightning.storage.serialization import build_tagi, load_bank, read_folder
 
 
 class Evaluation(Stage):
@@ -76,10 +80,7 @@ class Evaluation(Stage):
         self.backbone = self.load_run_backbone()
         self.model = self.bare = bare_model(self.backbone)
         if any(spec.generates for spec in specs):
-            self.model, _ = load_tagi(self.weights, self.backbone)
-            if self.model.config.trained_backbone != "none":
-                # systems without the trained model run the backbone as it was
-                self.bare = bare_model(self.load_run_backbone())
+            self.model = self.load_model()
         if any(spec.replaces_adapter for spec in specs):
             check_generates(self.model)
         bank = self.load_teachers() if any(spec.uses_teachers for spec in specs) else None
@@ -87,20 +88,29 @@ class Evaluation(Stage):
         self.controls = Controls(self.model, bank, self.instructions, self.bare.backbone)
         self.requires_grad_(False)
 
+    def load_model(self) -> TagiModel:
+        """Loads the model; where its backbone trained, on a copy read in float32 and then stored as the frozen one is.
+
+        Raises:
+            ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its options.
+        """
+        tensors, config = read_folder(self.weights, "tagi", "make distill")
+        if config["tagi"].get("trained_backbone", "none") == "none":
+            return build_tagi(self.weights, tensors, config, self.backbone)
+        trained = replace(self.backbone_config, dtype="float32")
+        model = build_tagi(self.weights, tensors, config, load_backbone(resolve_backbone(self.run, trained)))
+        model.backbone.to(getattr(torch, self.backbone_config.dtype))
+        return model
+
     def load_teachers(self) -> LoraBank:
         """Loads the teachers.
 
         Raises:
-            ModelFolderError: If they are those of other categories than the present training tasks have.
+            ModelFolderError: If they are not there, or damaged.
+            ValueError: If they are those of other categories than the present training tasks have.
         """
-        _, config = read_folder(self.teachers, "teachers", "make teachers")
-        bank = load_bank(self.teachers, self.backbone, from_plain(LoraConfig, config["lora"]))
-        categories = self.trainer.datamodule.categories  # type: ignore[attr-defined]
-        if bank.names != categories:
-            raise ModelFolderError(
-                f"the teachers in {self.teachers} are of {len(bank.names)} categories, and the training tasks have "
-                f"{len(categories)} or others; give the same data options, or train them again: make teachers"
-            )
+        bank = load_bank(self.teachers, self.backbone)
+        check_categories(bank, self.trainer.datamodule.categories)  # type: ignore[attr-defined]
         return bank
 
     def runner(self) -> SystemRunner:

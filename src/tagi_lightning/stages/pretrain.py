@@ -41,10 +41,13 @@ class HypernetworkPretraining(TagiStage):
             init_from: none, or a model folder to start from.
 
         Raises:
-            ValueError: If the backbone is to read the instruction, too.
+            ValueError: If the backbone is to read the instruction, too, or demonstrations, which text has none of.
         """
-        if tagi.reads == "prompt":
-            raise ValueError("pretrain lets a reach the backbone through its adapter alone: set tagi.reads=input")
+        if tagi.reads != "input" or tagi.memory_of != "instruction":
+            raise ValueError(
+                "pretrain lets a reach the backbone through its adapter alone: set tagi.reads=input and "
+                "tagi.memory_of=instruction"
+            )
         super().__init__(run, backbone, tagi, optimizer, GenerationConfig(), init_from)
 
     def instructions_to_measure(self) -> Iterable[Tokens]:

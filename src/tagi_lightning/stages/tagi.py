@@ -87,7 +87,7 @@ class TagiStage(Stage):
         if hypernetwork is None or not hypernetwork.to_measure:
             return
         pooled = []
-        with torch.no_grad():
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for instruction in self.instructions_to_measure():
                 read = self.read_instructions(instruction.to(self.device))
                 weights = read.mask / read.mask.sum(-1, keepdim=True)

@@ -149,8 +149,9 @@ class TeacherTraining(Stage):
         # Lightning divides the loss by the batches of a step, and ddp the gradient by the devices
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size
         norms = own.average_and_clip(gradient_clip_val, scale)
-        if self.should_log():
-            self.log("teachers/grad_norm", norms[norms > 0].mean())
+        moved = norms[norms > 0]
+        if self.should_log() and len(moved):  # none where all teachers of the step have stopped
+            self.log("teachers/grad_norm", moved.mean())
 
     @property
     def bank_optimizer(self) -> BankAdamW:

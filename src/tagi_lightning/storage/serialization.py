@@ -251,13 +251,15 @@ def save_bank(bank: LoraBank, folder: Path, backbone: Backbone) -> None:
     write_folder(folder, bank.state_dict(), config)
 
 
-def load_bank(folder: Path, backbone: Backbone, lora: LoraConfig, make: str = "make teachers") -> LoraBank:
+def load_bank(
+    folder: Path, backbone: Backbone, lora: LoraConfig | None = None, make: str = "make teachers"
+) -> LoraBank:
     """Loads a bank of teachers, frozen.
 
     Args:
         folder: Where `save_bank` wrote it.
         backbone: The backbone it must belong to.
-        lora: The configuration it must share with the student: sites, rank, scale and A_0.
+        lora: The configuration it must share with the student: sites, rank, scale and A_0; None for its own.
         make: The command that makes it.
 
     Raises:
@@ -269,6 +271,7 @@ def load_bank(folder: Path, backbone: Backbone, lora: LoraConfig, make: str = "m
         taught = from_plain(LoraConfig, config["lora"])
     except ValueError as error:
         raise ModelFolderError(f"{folder} was written by another version of tagi-lightning: {error}") from error
+    lora = lora or taught
     differing = [
         f"{field.name} is {getattr(taught, field.name)!r} there and {getattr(lora, field.name)!r} here"
         for field in fields(lora)

@@ -192,6 +192,8 @@ class TemplateTask:
 
     def _instance(self, filled: Filled, id_: str, keep_prompt: bool) -> Instance:
         prompt_is_input = self.settings.model_input == "prompt"
+        if not prompt_is_input and not filled.fields:
+            raise RowProblem("row that fills nothing into the template")
         return Instance(
             id=id_,
             input=filled.prompt if prompt_is_input else filled.fields,
