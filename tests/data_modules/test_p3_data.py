@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -154,3 +155,27 @@ def test_demonstrations_are_drawn_where_asked_for(folder):
     data = module(folder, shots=4)
     assert [len(task.demonstrations) for task in data.splits.test] == [4, 4]
     assert [len(task.instances) for task in data.splits.test] == [20, 20]
+
+
+def test_a_second_start_renders_nothing_and_any_change_renders_again(folder, tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own, ignore=shutil.ignore_patterns(".cache"))
+    first = module(own)
+
+    def refuse(*args, **kwargs):
+        pytest.fail("rendered again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_modules.p3.read_p3", refuse)
+        second = module(own)
+        assert [batch.ids for batch in second.test_dataloader()] == [batch.ids for batch in first.test_dataloader()]
+        assert second.report.notes == first.report.notes
+        for options in ({"model_input": "prompt"}, {"with_prompt": True}, {"shots": 2}, {"seed": 1}):
+            with pytest.raises(pytest.fail.Exception, match="rendered again"):
+                module(own, **options)
+        for changed in (own / "p3/glue_mrpc/train.jsonl", own / "p3_templates/glue/mrpc/templates.yaml"):
+            text = changed.read_text(encoding="utf-8")
+            changed.write_text(text + "\n", encoding="utf-8")
+            with pytest.raises(pytest.fail.Exception, match="rendered again"):
+                module(own)
+            changed.write_text(text, encoding="utf-8")

@@ -39,6 +39,7 @@ def adapt(
     steps: int = 100,
     lr: float = 1e-3,
     seed: int = 0,
+    device: str = "cpu",
     overwrite: bool = False,
 ) -> None:
     """Write one PEFT adapter folder for each instruction; give one of instruction, definition, task, file and stack.
@@ -62,6 +63,7 @@ def adapt(
         steps: Steps of --finetune.
         lr: Learning rate of --finetune.
         seed: Draws what --finetune holds out and the order of the others.
+        device: Where to compute, e.g. cuda.
         overwrite: Replace folders that are already there.
     """
     if (stack is None) != (name is None):
@@ -80,7 +82,7 @@ def adapt(
     from tagi_lightning.peft_io import Exporter
 
     transformers.utils.logging.disable_progress_bar()
-    loaded = InstructedModel.load(model, backbone)
+    loaded = InstructedModel.load(model, backbone, device=device)
     exporter = Exporter(loaded, overwrite, {"commit": git_state()["commit"] or "unknown"})
     if exporter.loses and finetune is None:
         say("adapt", exporter.loses)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
@@ -92,7 +93,9 @@ class TagiStage(Stage):
                 read = self.read_instructions(instruction.to(self.device))
                 weights = read.mask / read.mask.sum(-1, keepdim=True)
                 pooled.append(torch.einsum("ti,tid->td", weights, read.states.float()))
-        hypernetwork.measure(self.trainer.strategy.broadcast(torch.cat(pooled)))
+        # by way of the CPU: what is broadcast as an object arrives on the device that it was sent from
+        measured: Tensor = self.trainer.strategy.broadcast(torch.cat(pooled).cpu())
+        hypernetwork.measure(measured.to(self.device))
 
     def instructions_to_measure(self) -> Iterable[Tokens]:
         """Yields the training instructions, for the mean and deviation of their states."""
