@@ -3,7 +3,7 @@ from inspection_tasks import tasks_for
 from instructed_models import build_instructed
 
 from tagi_lightning.backbones import GenerationConfig
-from tagi_lightning.inspection.answers import answer_tasks, one_a_task, sample_lines, shortened
+from tagi_lightning.inspection.answers import answer_tasks, on_one_line, one_a_task, sample_lines
 from tagi_lightning.inspection.tasks import TASKS_AT_ONCE, spread
 
 
@@ -47,6 +47,6 @@ def test_answers_are_those_of_each_task_alone(name):
 
 
 def test_long_texts_lose_their_middle():
-    assert shortened("a\n b", 10) == "a b"
-    assert shortened("0123456789", 10) == "0123456789"
-    assert shortened("0123456789ab", 10) == "0123...9ab"
+    assert on_one_line("a\n b", 10) == "a b"
+    assert on_one_line("0123456789", 10) == "0123456789"
+    assert on_one_line("0123456789ab", 10) == "0123...9ab"

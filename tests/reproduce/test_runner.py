@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tagi_lightning.reproduce.jobs import Job, read_record
-from tagi_lightning.reproduce.runner import Runner, duration, last_words
+from tagi_lightning.reproduce.runner import Runner, last_words
 
 FINE = "print('working'); open(result, 'w').close()"
 WRONG = "print('reading'); raise SystemExit('it went wrong')"
@@ -153,7 +153,3 @@ def test_files_are_written_before_a_job_starts(tmp_path):
         "a", "distill", tmp_path, (f"open({str(tmp_path / 'part.yaml')!r})",), "d", files={tmp_path / "part.yaml": "x"}
     )
     assert names(run([made])[0].done) == ["a"]
-
-
-def test_durations():
-    assert [duration(seconds) for seconds in (4.4, 61, 3720)] == ["4 s", "1 min 01 s", "1 h 02 min"]

@@ -96,7 +96,7 @@ def t5_config(size: str, vocabulary_size: int = 32128) -> T5Config:
 def build_backbone(config: T5Config, name: str, seed: int = 0) -> T5Backbone:
     """Builds a T5 with fresh weights, drawn from `seed`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the GPUs' random numbers are those of the run's seed
         model = ConditionedT5(config)
         model.initialize_from_scratch()
     return T5Backbone(model, name)

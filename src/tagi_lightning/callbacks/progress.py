@@ -9,16 +9,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+from tagi_lightning.durations import duration
+
 INTERVAL = 15.0
 """Seconds between lines."""
-
-
-def describe_seconds(seconds: float) -> str:
-    """Returns a duration such as 1h05m, 3m20s or 12s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
 class LineProgress(ProgressBar):
@@ -85,7 +79,7 @@ class LineProgress(ProgressBar):
             return
         self._last = now
         speed = (done - self._first) / (now - self._start)
-        left = describe_seconds((total - done) / speed) if speed else "?"
+        left = duration((total - done) / speed) if speed else "?"
         print(f"{name}: {unit} {done}/{total}, {pace(speed)}, {left} left{shown}", file=sys.stderr, flush=True)
 
 

@@ -19,9 +19,9 @@ from tagi_lightning.costs.scale_report import STRATEGIES, device_cost
 from tagi_lightning.costs.stage_step import Form, Workload
 from tagi_lightning.doctor.limits import available_memory
 from tagi_lightning.doctor.machine import existing
+from tagi_lightning.durations import duration
 from tagi_lightning.reproduce.estimate import TRAINED, Shape, likeness, trains_backbone, workload
 from tagi_lightning.reproduce.jobs import Job
-from tagi_lightning.reproduce.runner import duration
 from tagi_lightning.stages import Stage
 
 TFLOPS = 125.0

@@ -82,12 +82,12 @@ def sample_lines(samples: Sequence[Sample]) -> list[tuple[str, ...]]:
     """Returns a table's heading and its lines: task, category, split, input, answer, reference, right or wrong."""
     lines: list[tuple[str, ...]] = [("task", "category", "split", "input", "answer", "reference", "right")]
     for each in samples:
-        shown = [shortened(text, 200) for text in (each.input, each.answer, each.references[0])]
+        shown = [on_one_line(text, 200) for text in (each.input, each.answer, each.references[0])]
         lines.append((each.task.name, each.task.category, each.task.split, *shown, "yes" if each.right else "no"))
     return lines
 
 
-def shortened(text: str, length: int) -> str:
+def on_one_line(text: str, length: int) -> str:
     """Returns a text on one line, cut in its middle where it is longer than `length`."""
     text = " ".join(text.split())
     half = (length - 3) // 2

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tagi_lightning.inspection.adapters import Written
-from tagi_lightning.inspection.answers import shortened
+from tagi_lightning.inspection.answers import on_one_line
 from tagi_lightning.inspection.maps import plain
 from tagi_lightning.inspection.tasks import InspectedTask
 from tagi_lightning.report.charts import WIDTH, finish_bars, new_figure
@@ -49,7 +49,7 @@ def point_figure(tasks: Sequence[InspectedTask], written: Written) -> Figure:
         middle = float(points[:, 0].max() + points[:, 0].min()) / 2
         for (x, y, *_), task in zip(points.tolist(), tasks, strict=True):
             side, align = (-5, "right") if x > middle else (5, "left")
-            axes.annotate(plain(shortened(task.name, 30)), (x, y), fontsize=7, xytext=(side, 4), ha=align,
+            axes.annotate(plain(on_one_line(task.name, 30)), (x, y), fontsize=7, xytext=(side, 4), ha=align,
                           textcoords="offset points")  # fmt: skip
     for name, place in (("x", 0), ("y", 1)):
         share = f" ({100 * float(shares[place]):.0f} % of the variance)" if place < len(shares) else ""
@@ -70,7 +70,7 @@ def _legend(figure: Figure, colours: Mapping[str, Any], others: int, splits: Seq
         return Line2D([], [], marker=marker, color=colour, linestyle="", label=label, markersize=5)
 
     entries = [mark(MARKERS[split], "black", split) for split in MARKERS if split in splits]
-    entries += [mark("o", colour, plain(shortened(category, 34))) for category, colour in colours.items()]
+    entries += [mark("o", colour, plain(on_one_line(category, 34))) for category, colour in colours.items()]
     entries += [mark("o", "0.7", f"{others} smaller categories")] if others else []
     figure.legend(handles=entries, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
 
@@ -153,7 +153,7 @@ def _score_page(scores: Mapping[str, Mapping[str, float]]) -> Figure:
     for place, (name, title, colour) in enumerate(SCORES):
         heights = [row + 0.36 * (place - 0.5) for row in range(len(scores))]
         axes.barh(heights, [row[name] for row in scores.values()], height=0.36, color=colour, label=title)
-    labels = [plain(shortened(f"{category} ({row['n']:.0f})", 40)) for category, row in scores.items()]
+    labels = [plain(on_one_line(f"{category} ({row['n']:.0f})", 40)) for category, row in scores.items()]
     finish_bars(axes, labels, "category (answers)", "mean over the answers, 0 to 100")
     axes.set_xlim(0, 100)
     handles, names = axes.get_legend_handles_labels()

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tagi_lightning.inspection.adapters import Written
-from tagi_lightning.inspection.answers import shortened
+from tagi_lightning.inspection.answers import on_one_line
 from tagi_lightning.inspection.attention import AttentionMap
 from tagi_lightning.inspection.tasks import InspectedTask
 from tagi_lightning.report.charts import WIDTH
@@ -56,7 +56,7 @@ def taught_map(tasks: Sequence[InspectedTask], written: Written) -> Figure:
     label_tasks(axes, tasks)
     step = -(-len(taught.names) // MOST_LABELS)
     places = range(0, len(taught.names), step)
-    labels = [shortened(taught.names[place], 30) for place in places]
+    labels = [on_one_line(taught.names[place], 30) for place in places]
     axes.set_xticks(places, labels, fontsize=7, rotation=90)
     axes.set_xlabel("category that the teacher was taught", fontsize=9)
     if len(tasks) <= MOST_NAMES:
@@ -108,7 +108,7 @@ def attention_map(found: AttentionMap) -> Figure:
     bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.01, aspect=40)
     bar.set_label("attention, mean over the heads", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(plain(shortened(found.task, 90)), fontsize=9)
+    figure.suptitle(plain(on_one_line(found.task, 90)), fontsize=9)
     return figure
 
 
@@ -118,7 +118,7 @@ def label_tasks(axes: Any, tasks: Sequence[InspectedTask], numbered: bool = Fals
         _label_categories(axes, tasks)
         axes.set_ylabel(f"category of the task ({len(tasks)} tasks)", fontsize=9)
         return
-    names = [plain(shortened(task.name, 36)) for task in tasks]
+    names = [plain(on_one_line(task.name, 36)) for task in tasks]
     names = [f"{name}  {place}" for place, name in enumerate(names, start=1)] if numbered else names
     axes.set_yticks(range(len(tasks)), names, fontsize=7)
     axes.set_ylabel("task", fontsize=9)
@@ -136,7 +136,7 @@ def _label_categories(axes: Any, tasks: Sequence[InspectedTask], on_x: bool = Fa
     gap, labelled = len(tasks) / MOST_LABELS, list[tuple[float, str]]()
     for _, middle, category in sorted(runs, key=lambda run: (-run[0], run[1])):
         if all(abs(middle - other) >= gap for other, _ in labelled):
-            labelled.append((middle, plain(shortened(category, 30))))
+            labelled.append((middle, plain(on_one_line(category, 30))))
     middles, names = zip(*sorted(labelled), strict=True)
     if on_x:
         axes.set_xticks(middles, names, fontsize=7, rotation=90)
@@ -170,4 +170,4 @@ def plain(text: str) -> str:
 
 
 def _token(text: str) -> str:
-    return plain(shortened(text, 14))
+    return plain(on_one_line(text, 14))

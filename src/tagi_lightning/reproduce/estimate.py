@@ -12,10 +12,10 @@ from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, estimate, measure, memory
 from tagi_lightning.costs.scale_report import markdown
 from tagi_lightning.costs.stage_step import Form, Workload
+from tagi_lightning.durations import duration
 from tagi_lightning.reproduce.configurations import needs_teachers, select
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.plan import BUILT_IN, Grid
-from tagi_lightning.reproduce.runner import duration
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from tagi_lightning.durations import duration
 from tagi_lightning.reproduce.jobs import Job
 
 Launch = Callable[[Job], "subprocess.Popen[bytes]"]
@@ -179,14 +180,6 @@ class Runner:
         for _, process, _ in list(self._running.values()):
             if process.poll() is None:
                 os.killpg(process.pid, number)
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration in hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def last_words(job: Job) -> str:

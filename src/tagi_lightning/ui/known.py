@@ -13,7 +13,7 @@ from torch import Tensor
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.inspection.adapters import compared_sites, cosines, update_inner, update_norms
-from tagi_lightning.inspection.answers import shortened
+from tagi_lightning.inspection.answers import on_one_line
 from tagi_lightning.lora import LoraSite, LoraWeights
 
 NAME = 80
@@ -47,7 +47,7 @@ class KnownTasks:
         loras = [_at(each.lora, sites) for each in loaded.adapt_all(instructions) if each.lora is not None]
         a = {site.name: torch.cat([lora.a[site.name] for lora in loras]) for site in sites}
         b = {site.name: torch.cat([lora.b[site.name] for lora in loras]) for site in sites}
-        names = tuple(each.name or shortened(each.text, NAME) for each in instructions)
+        names = tuple(each.name or on_one_line(each.text, NAME) for each in instructions)
         return cls(names, sites, LoraWeights(a, b, model.config.lora.scale))
 
     @cached_property
