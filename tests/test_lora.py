@@ -150,6 +150,12 @@ def test_a0_is_a_function_of_seed_and_site_alone():
     assert wide.std().item() == pytest.approx(1024**-0.5 / math.sqrt(3), rel=0.03)
 
 
+def test_a0_is_drawn_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        drawn = initial_a(SITES[0], LoraConfig(rank=RANK))
+    assert torch.equal(drawn, initial_a(SITES[0], LoraConfig(rank=RANK)))
+
+
 def test_groups_hold_one_stack_a_shape_and_give_every_site_its_own_slice():
     groups = SiteGroups(SITES)
     stacked = {

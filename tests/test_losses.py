@@ -154,6 +154,16 @@ def test_product_loss_is_the_squared_distance_of_the_updates():
     assert torch.allclose(summed, differences.sum(0), rtol=1e-10)
 
 
+def test_the_product_loss_is_no_rounding_of_16_bits():
+    """It is a difference of sums that are nearly equal late in training."""
+    taught = adapters(1)
+    near = LoraWeights({site: a + 1e-4 for site, a in taught.a.items()}, taught.b, taught.scale)
+    expected = alignment_loss(near, taught, target="product")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = alignment_loss(near, taught, target="product")
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
 def test_the_cosine_is_that_of_the_stacked_updates():
     generated, taught = adapters(0), adapters(1)
     updates = [torch.cat([each.delta(site).flatten(1) for site in generated.a], dim=1) for each in (generated, taught)]

@@ -219,6 +219,18 @@ def test_the_digest_follows_the_trained_weights_and_returns_with_them(backbone, 
     assert model.digest() == before
 
 
+def test_the_digest_follows_the_measured_states(build, trained):
+    model = trained(build("narrow"), TagiConfig(LORA, HypernetworkConfig(standardize=True)))
+    before = model.digest()
+    model.hypernetwork.measure(torch.randn(5, model.backbone.width, generator=torch.Generator().manual_seed(0)))
+    assert model.digest() != before
+
+
+def test_a_memory_that_is_left_out_is_not_read_again():
+    with pytest.raises(ValueError, match="decoder_memory=false leaves out"):
+        TagiConfig(decoder_memory=False, memory_lora=True)
+
+
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(build, batch, trained, distance):
     model = trained(build("narrow"))
     calls = []

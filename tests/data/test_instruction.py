@@ -129,3 +129,13 @@ def test_a_tokenizer_without_padding_is_told_what_to_write(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r'has no padding token: name one as pad_token.*"pad_token": \'</s>\''):
         load_tokenizer(str(tmp_path))
+
+
+def test_an_input_is_told_as_cut_where_the_instruction_leaves_it_too_little_room(tokenizer):
+    prompts = InstructionPrompts("causal", "definition", max_input_length=200)
+    text, long = "zq" * 40, Instruction("zq" * 75)
+    assert not prompts.cuts(tokenizer, text)
+    assert prompts.cuts(tokenizer, text, long)
+    (whole,) = prompts.inputs(tokenizer, [text])
+    (beside,) = prompts.inputs(tokenizer, [text], long)
+    assert len(beside) == 200 > len(whole)

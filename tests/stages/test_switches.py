@@ -187,5 +187,22 @@ def test_align_holds_still_all_but_what_writes_the_lora(chain, task_set, tmp_pat
 
 def test_pretraining_keeps_a_out_of_what_the_backbone_reads(chain, task_set, tmp_path, capsys):
     copy_stages(chain, tmp_path, "pretrain-backbone")
-    assert tagi(command("pretrain", tmp_path, task_set, PROMPT)) == 1
-    assert "set tagi.reads=input" in capsys.readouterr().err
+    for reads in (PROMPT, f"{MODEL}tagi.reads=demonstrations"):
+        assert tagi(command("pretrain", tmp_path, task_set, reads)) == 1
+        assert "set tagi.reads=input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["teachers=none"], ["tagi.hypernetwork.writes=prefix"]])
+def test_an_alignment_without_anything_to_align_is_refused(run, task_set, capsys, options):
+    alone = [f"{MODEL}loss.weight_pred=0", f"{MODEL}loss.lambda1=0"]
+    assert distill(run, task_set, *alone, *(f"{MODEL}{each}" for each in options)) == 1
+    assert "the loss is L_ins alone, and there is none" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_user_in_the_place_of_the_finished_model_stays(run, task_set, capsys):
+    (run / "model").mkdir()
+    (run / "model" / "mine").touch()
+    assert distill(run, task_set, steps=1) == 0
+    assert "is a folder of its own and stays as it is" in capsys.readouterr().out
+    assert [path.name for path in (run / "model").iterdir()] == ["mine"]
+    assert (run / "distill" / "model" / "config.json").is_file()

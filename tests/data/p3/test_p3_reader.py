@@ -241,6 +241,17 @@ def test_bad_rows_are_counted_and_ids_stay_row_numbers(folder):
     assert len([kind for kind in skipped if "undefined field" in kind and "sentence2" in kind]) == 1
 
 
+def test_a_row_without_anything_for_the_model_to_read_is_left_out(folder):
+    empty = ("{% if label %}{{sentence1}}{% endif %} Which? ||| {{ answer_choices[label] }}", "bad ||| good")
+    write_templates(folder / "p3_templates", MRPC, {"equivalent": empty})
+    splits, report = read(folder)
+    assert {each.references[0] for each in splits.train[0].instances} == {"good"}
+    (place,) = report.notes["row skipped: row that fills nothing into the template"]
+    assert place.startswith("glue_mrpc/equivalent")
+    splits, report = read(folder, model_input="prompt")
+    assert {each.references[0] for each in splits.train[0].instances} == {"bad", "good"}
+
+
 def test_targets_that_are_never_choices_are_trained_on_but_not_ranked(folder):
     odd = ("{{sentence1}} This is not a ||| {{ answer_choices[1 - label] }} pair.", "bad ||| good")
     write_templates(folder / "p3_templates", MRPC, {"equivalent": odd})
