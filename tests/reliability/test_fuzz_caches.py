@@ -6,11 +6,12 @@ import pytest
 from byte_tokenizer import build_byte_tokenizer
 from fuzzing import AGAIN, MARKS, READ, damaged_file, fuzz, put
 
+from tagi_lightning.data.cache_folder import is_whole
 from tagi_lightning.data.prompts import PromptForm
 from tagi_lightning.data.reading import load_or_read, read_note
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Demonstration, Instance, Task, TaskSplits
-from tagi_lightning.data.token_cache import is_whole, make_cache
+from tagi_lightning.data.token_cache import make_cache
 
 pytestmark = MARKS
 
