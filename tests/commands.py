@@ -24,6 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
 STEPS = 3
 SYNTHETIC = {"train_instances": 6, "test_instances": 2, "documents_per_task": 1}
+VALIDATED = (
+    "--data.init_args.val_split=instances",
+    "--data.init_args.val_share=0.2",
+    "--trainer.val_check_interval=2",
+    "--trainer.check_val_every_n_epoch=null",
+    "--model.init_args.patience=1",
+)
+"""Teachers that are validated every second step, and stop where they no longer improve."""
 
 torch.set_num_threads(1)  # a tiny model gains nothing from more threads, and loses much where cores are busy
 

@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from commands import STAGES, STEPS, command, copy_stages, record_of, tagi, weights
+from commands import STAGES, STEPS, VALIDATED, command, copy_stages, record_of, tagi, weights
 from second_device import NAME, second_device
 
 from tagi_lightning.stages import teachers
@@ -16,13 +16,6 @@ from tagi_lightning.stages.base import Stage
 from tagi_lightning.teachers.gains import gain_sums
 
 THERE = ("--trainer.accelerator=second", "--trainer.strategy=second", "--trainer.log_every_n_steps=1")
-VALIDATED = [
-    "--data.init_args.val_split=instances",
-    "--data.init_args.val_share=0.2",
-    "--trainer.val_check_interval=2",
-    "--trainer.check_val_every_n_epoch=null",
-    "--model.init_args.patience=1",
-]
 CONTROLS = ("mean_adapter", "nearest_teacher")
 
 

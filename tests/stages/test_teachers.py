@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from commands import command, copy_stages, record_of, same_tensors, tagi, weights
+from commands import VALIDATED, command, copy_stages, record_of, same_tensors, tagi, weights
 from torch import nn
 
 from tagi_lightning.callbacks import LastCheckpoint
@@ -104,15 +104,6 @@ def test_the_commands_teachers_equal_those_trained_one_by_one(run, task_set):
             moved, found = expected[0] - begun[name][adapter], together[name][adapter] - begun[name][adapter]
             assert bool(counts[adapter]) or not found.any()
             assert (found - moved).norm() <= 1e-4 * moved.norm()
-
-
-VALIDATED = [
-    "--data.init_args.val_split=instances",
-    "--data.init_args.val_share=0.2",
-    "--trainer.val_check_interval=2",
-    "--trainer.check_val_every_n_epoch=null",
-    "--model.init_args.patience=1",
-]
 
 
 def test_teachers_that_no_longer_improve_stop_at_their_best_and_end_the_stage(run, task_set, capsys):
