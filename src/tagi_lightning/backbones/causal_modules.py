@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     LlamaForCausalLM,
@@ -25,6 +26,9 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones.memory_attention import additive, attend, causal_mask, join_mask, prepend, run_index
 from tagi_lightning.lora import adapted_linear
+
+FUSED_QUERIES = 64
+"""Queries from which fused attention to a memory copied to its examples takes less time than scores on one copy."""
 
 
 class AdaptedCausalAttention(nn.Module):
@@ -107,6 +111,11 @@ class AdaptedCausalAttention(nn.Module):
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Returns what Hugging Face's attention function gives: heads side by side [B, S, H, h], and weights."""
+        if query.shape[2] == 1 and self.config._attn_implementation == "sdpa":
+            # Hugging Face copies masked keys and values to every query head; the heads of one key can be its queries
+            heads = query.reshape(len(query), keys.shape[1], -1, self.head_dim)
+            attended = F.scaled_dot_product_attention(heads, keys, values, mask, scale=self.scaling)
+            return attended.reshape(len(query), 1, -1, self.head_dim), None
         function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         kwargs |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
         attended, weights = function(self, query, keys, values, mask, dropout=0.0, **kwargs)
@@ -134,10 +143,10 @@ class AdaptedCausalAttention(nn.Module):
             task_index = run_index(len(before_mask), len(query), query.device)
         assert task_index is not None
         mask = join_mask(before_mask[task_index], mask, keys.shape[2])
-        if not torch.is_grad_enabled() and window is None:
+        if not torch.is_grad_enabled() and window is None and query.shape[2] < FUSED_QUERIES:
             attended = attend(query, before, (keys, values), additive(mask, query.dtype), self.scaling)
             return attended.transpose(1, 2), None
-        # in training the fused kernels save less for the backward pass than scores and weights would take
+        # the fused kernels keep no scores, which many tokens at once and the backward pass would take
         if window is not None:
             assert position_ids is not None
             mask = _cut_to_window(mask, position_ids, before_mask.shape[1] - tokens, tokens, window)
