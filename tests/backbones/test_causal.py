@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.cache_utils import DynamicCache
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
-from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_backbone
+from tagi_lightning.backbones import BackboneConfig, GenerationConfig, causal_modules, load_backbone
 from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.backbones.loading import BackboneError
@@ -91,13 +91,15 @@ def test_names_shapes_and_values_of_the_weights_stay_hugging_faces(any_causal):
     assert found == {name: tensor.shape for name, tensor in plain.state_dict().items()}
 
 
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("kernel", ["gradients", "scores", "fused"])
 @pytest.mark.parametrize("order", [MIXED, RUNS, UNEVEN], ids=["mixed", "runs", "uneven"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_memory_is_the_instruction_in_front(
-    any_causal, instructions, inputs, labels, attention, order, gradients, plain_causal, distance
+    any_causal, instructions, inputs, labels, attention, order, kernel, plain_causal, distance, monkeypatch
 ):
     """Positions, grouped heads, tied outputs and windows included; the examples' tasks differ, and their lengths."""
+    gradients = kernel == "gradients"
+    monkeypatch.setattr(causal_modules, "FUSED_QUERIES", 1 if kernel == "fused" else 10**6)
     backbone, plain = copy.deepcopy(any_causal), plain_causal(any_causal)
     backbone.model.set_attn_implementation(attention)
     with torch.set_grad_enabled(gradients):
