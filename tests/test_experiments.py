@@ -9,7 +9,9 @@ from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
 from tagi_lightning.data.synthetic_p3 import SyntheticP3Config, write_synthetic_p3
 from tagi_lightning.options import flatten
+from tagi_lightning.reproduce.configurations import merged, needs_teachers, select, stage_files
 from tagi_lightning.reproduce.plan import Grid, plan
+from tagi_lightning.reproduce.systems import merge
 from tagi_lightning.reproduce.tables import digest, load_table, table_names
 
 EXPERIMENTS = ROOT / "experiments"
@@ -115,6 +117,21 @@ def test_every_row_of_every_table_parses(monkeypatch, tmp_path, taskset):
         [part] = job.files.values()
         asked = dict(flatten(yaml.safe_load(part)))
         assert {name: config[name] for name in asked} == asked, job.name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_who_is_taught_by_the_prompt_is_given_it_whatever_the_size_does_itself(size):
+    """A size may train by L_pred alone; the paper's losses then need more than their weights."""
+    taught = 0
+    for row in [row for name in ("sni", "ablation") for row in load_table(name, "sni", EXPERIMENTS).rows]:
+        if "distill" not in row.system.chain:
+            continue
+        config = merge(merged(stage_files(EXPERIMENTS, "distill", "sni", size, "cpu")), row.system.part("distill"))
+        if select(config, "model.init_args.loss.lambda1", 5.0):
+            assert select(config, "data.init_args.with_prompt"), row.title
+        if row.system.name == "tagi-paper":
+            taught += needs_teachers(config)
+    assert taught > 20
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
