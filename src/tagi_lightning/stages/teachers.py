@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
+from tqdm import tqdm
 from transformers import get_scheduler
 
 from tagi_lightning.backbones import BackboneConfig
@@ -237,7 +238,8 @@ class TeacherTraining(Stage):
             categories = [task.category if task.category in bank.names else None for task in loader.dataset.tasks]
             size = max(map(len, sampler.batches))
             sampler.batches = spread(sampler.batches, categories, self.report_instances, size)
-        for batch in loader:
+        told, quiet = "comparing teachers with the bare backbone", not (self.trainer.is_global_zero and loader)
+        for batch in tqdm(loader, told, unit="batch", mininterval=10, disable=quiet):
             with self.trainer.precision_plugin.forward_context():
                 found = gain_sums(self.backbone, bank, batch.to(self.device))
                 sums += found * bool(loader.batch_sampler.weight)
