@@ -152,8 +152,8 @@ check-config: install ## tell all that is wrong with the configuration and data 
 tensorboard: install ## show curves and pictures of all runs, or of RUN
 	$(VENV)/bin/tensorboard --logdir '$(if $(filter file,$(origin RUN)),runs,$(RUN))'
 
-test: install ## run the tests
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(ARGS)
+test: install ## run the tests, on at most four cores; ARGS="-n 0" in one process
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 test-reliability: install ## kills, signals, faults and damaged files in numbers, on two cores; writes the table of docs/reliability.md
 	rm -rf build/reliability

@@ -13,8 +13,9 @@ SKIP = ["--train", "false"]
 
 
 @pytest.fixture
-def folders(task_set, tmp_path):
+def folders(task_set, tmp_path, monkeypatch):
     """A data folder that holds the synthetic task set, and an empty folder for runs, as options."""
+    monkeypatch.chdir(tmp_path)  # the working folder's own cache would be told, too
     (tmp_path / "data").mkdir()
     shutil.copytree(task_set, tmp_path / "data" / "synthetic")
     (tmp_path / "runs").mkdir()

@@ -27,8 +27,7 @@ def test_make_knows_the_command_and_its_configurations(line):
 
 
 def test_every_other_command_is_tagi_and_runs(chain, tmp_path, monkeypatch, capsys):
-    predictions = chain / "evaluate" / "copy_input" / "predictions.jsonl"
-    predictions.parent.mkdir(parents=True, exist_ok=True)
+    predictions = tmp_path / "predictions.jsonl"
     row = '{"id":"1","task":"t","category":"c","dataset":"","template":"","instruction_sha256":"",'
     predictions.write_text(row + '"prediction":"a b","references":["a b"]}\n', encoding="utf-8")
     (tmp_path / "inputs.jsonl").write_text('{"input": "owl cat crow"}\n', encoding="utf-8")
