@@ -149,18 +149,23 @@ class TagiModel(HubModel, nn.Module):
             raise ValueError("tagi.memory_of=demonstrations reads demonstrations apart: set data.demonstrations=16")
         return batch.demonstrations
 
-    def encode_instructions(self, instruction: Tokens) -> InstructionStates:
+    def encode_instructions(self, instruction: Tokens, memory: bool = True) -> InstructionStates:
         """Returns the backbone's states over instructions [T, I]; of no token where nothing uses them.
 
         No gradient flows into a backbone that is frozen.
+
+        Args:
+            instruction: Token rows of T distinct instructions.
+            memory: Whether keys and values for the memory come along, where there is one; generating needs none.
         """
         if not self.uses_instruction:
             states = torch.zeros(len(instruction), 0, self.backbone.width, device=instruction.ids.device)
             return InstructionStates(states, instruction.mask[:, :0])
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            again = self.config.memory_lora
-            encoded = self.backbone.read(instruction, keys_values=self.config.decoder_memory and not again)
+            again = self.config.memory_lora and memory
+            keys_values = self.config.decoder_memory and memory and not again
+            encoded = self.backbone.read(instruction, keys_values=keys_values)
         return replace(encoded, tokens=instruction) if again else encoded
 
     def adapt(self, instruction: Tokens | InstructionStates) -> TaskAdapter:

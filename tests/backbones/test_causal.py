@@ -15,6 +15,7 @@ from tagi_lightning.backbones import BackboneConfig, GenerationConfig, causal_mo
 from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.backbones.loading import BackboneError
+from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import IGNORE_INDEX, Tokens, pad_labels
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.hypernetwork import HypernetworkConfig
@@ -301,6 +302,11 @@ def test_keys_and_values_are_only_kept_where_asked_for(causal, instructions):
     pairs = causal.read(instructions, keys_values=True).keys_values
     assert [tuple(part.shape for part in pair) for pair in pairs] == [((3, 2, 9, 8), (3, 2, 9, 8))] * 2
     assert TagiModel(causal, PIECES["lora"]).encode_instructions(instructions).keys_values == ()
+    model = TagiModel(causal, PREFIX)
+    whole, bare = (InstructionStatesCache(model, 2**20, memory=memory) for memory in (True, False))
+    assert torch.equal(whole.encode(instructions).states, bare.encode(instructions).states)
+    assert bare.encode(instructions).keys_values == ()
+    assert bare.num_bytes < whole.num_bytes
 
 
 def test_sites_are_module_paths_and_ordered_by_layer(any_causal):

@@ -20,9 +20,9 @@ def counted(model, monkeypatch):
     """The number of tokens of every reading of the backbone."""
     read, calls = model.encode_instructions, []
 
-    def encode(tokens):
+    def encode(tokens, memory):
         calls.append(tokens.ids.numel())
-        return read(tokens)
+        return read(tokens, memory)
 
     monkeypatch.setattr(model, "encode_instructions", encode)
     return calls

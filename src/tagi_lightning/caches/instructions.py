@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -20,12 +21,13 @@ class InstructionStatesCache:
     (1e-5 of their largest entry in float32).
     """
 
-    def __init__(self, model: TagiModel, max_bytes: int) -> None:
+    def __init__(self, model: TagiModel, max_bytes: int, memory: bool = True) -> None:
         """Starts empty.
 
         Args:
             model: The model whose frozen backbone reads the instructions.
             max_bytes: Size of all states together at most.
+            memory: Whether what the memory needs is kept, too; see `TagiModel.encode_instructions`.
 
         Raises:
             ValueError: If some weight of the backbone is trained, or demonstrations are read, which are never the same.
@@ -36,7 +38,7 @@ class InstructionStatesCache:
             raise ValueError("every batch draws demonstrations of its own: set instruction_cache_mb=0")
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._encode = model.encode_instructions
+        self._encode = partial(model.encode_instructions, memory=memory)
         self._entries: OrderedDict[tuple[int, ...], PreparedAdapter] = OrderedDict()
 
     def __len__(self) -> int:

@@ -140,7 +140,7 @@ class Controls:
         mean, prefixes = UpdateMean(), []
         with torch.no_grad(), _disable_current_modes():
             for batch in self._read("train"):
-                encoded = self.model.encode_instructions(batch.instruction)
+                encoded = self.model.encode_instructions(batch.instruction, memory=False)
                 lora, prefix = self.model.hypernetwork(encoded.states, encoded.mask)  # type: ignore[misc]
                 if lora is not None:
                     mean.add(lora)

@@ -54,6 +54,7 @@ class Alignment(TagiStage):
     """Trains the hypernetwork by eq. 4 alone."""
 
     stage_name = "align"
+    reads_memory = False
     previous = ("pretrain",)
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class TagiStage(Stage):
 
     previous: tuple[str, ...] = ()
     """Stages that `init_from=auto` may start from, latest first; the last one is required."""
+
+    reads_memory: ClassVar[bool] = True
+    """Whether a training step needs the keys and values of the decoder memory."""
 
     model: TagiModel
 
@@ -80,7 +84,8 @@ class TagiStage(Stage):
             self.passed_stages = tuple(config["stages"])
         self.freeze_untrained()
         if self.instruction_cache_mb and self.model.uses_instruction:
-            self.instruction_cache = InstructionStatesCache(self.model, self.instruction_cache_mb * 2**20)
+            size = self.instruction_cache_mb * 2**20
+            self.instruction_cache = InstructionStatesCache(self.model, size, self.reads_memory)
 
     def on_fit_start(self) -> None:
         """Measures the training instructions, where the hypernetwork standardises their states and has not yet."""
@@ -109,7 +114,7 @@ class TagiStage(Stage):
         """Returns the backbone's states over instructions [T, I], from the cache where there is one."""
         if self.instruction_cache is not None:
             return self.instruction_cache.encode(instruction)
-        return self.model.encode_instructions(instruction)
+        return self.model.encode_instructions(instruction, self.reads_memory)
 
     def initial_folder(self) -> Path | None:
         """Returns the model folder that `init_from` stands for, or None for fresh weights.
