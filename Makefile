@@ -152,8 +152,10 @@ check-config: install ## tell all that is wrong with the configuration and data 
 tensorboard: install ## show curves and pictures of all runs, or of RUN
 	$(VENV)/bin/tensorboard --logdir '$(if $(filter file,$(origin RUN)),runs,$(RUN))'
 
+test coverage: side_by_side = -n auto --maxprocesses=4 --dist=loadfile
+
 test: install ## run the tests, on at most four cores; ARGS="-n 0" in one process
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(side_by_side) $(ARGS)
 
 test-reliability: install ## kills, signals, faults and damaged files in numbers, on two cores; writes the table of docs/reliability.md
 	rm -rf build/reliability
@@ -169,7 +171,7 @@ build/reliability/%.json:
 	  $(VENV)/bin/python -m pytest -v -m reliability --durations=15 $(TESTS) $(ARGS)
 
 coverage: install ## run the tests and report coverage
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest --cov --cov-report=term $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(side_by_side) --cov --cov-report=term $(ARGS)
 
 check: install ## lint, format and types
 	$(VENV)/bin/ruff check .
