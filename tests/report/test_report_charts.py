@@ -3,7 +3,7 @@ import struct
 import pytest
 from report_runs import TASKS, write_evaluation, write_stage
 
-from tagi_lightning.report.charts import MOST_ROWS, draw_charts, with_reference
+from tagi_lightning.report.charts import MOST_ROWS, draw_charts, score_chart, with_reference
 from tagi_lightning.report.columns import build_columns
 from tagi_lightning.report.curves import mean_curves, read_curves
 from tagi_lightning.report.results import read_results
@@ -34,6 +34,22 @@ def test_scores_categories_and_curves_are_drawn_1200_pixels_wide_and_alike_each_
     assert all(width(tmp_path / "one" / name) == 1200 for name in names)
     charts_of(tmp_path / "two", tmp_path / "0", tmp_path / "1")
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "axis"), [(1, "ROUGE-L, one seed a row"), (2, "ROUGE-L, mean and standard deviation over seeds")]
+)
+def test_a_deviation_is_drawn_where_there_is_one(tmp_path, seeds, axis):
+    runs = [tmp_path / str(seed) for seed in range(seeds)]
+    for seed, run in enumerate(runs):
+        write_evaluation(run, seed=seed)
+    results, _ = read_results(runs)
+    table = table_of(results, {})
+    (column,), _ = build_columns(results, table)
+    [(_, _, figure)] = score_chart(column, table)
+    [panel] = figure.axes
+    assert panel.get_xlabel() == axis
+    assert bool(panel.collections) == (seeds > 1)  # the error bars
 
 
 def test_without_categories_or_training_scores_alone_are_drawn(tmp_path):

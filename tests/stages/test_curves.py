@@ -6,6 +6,8 @@ import pytest
 from commands import STAGES, STEPS, command, copy_stages, tagi
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tagi_lightning.stages import Distillation
+
 STACKS = ("encoder_self", "decoder_self", "decoder_cross")
 PERFORMANCE = {"perf/examples_per_s", "perf/tokens_per_s", "perf/loader_share", "perf/padding_share"}
 EXPECTED = {
@@ -62,6 +64,25 @@ def test_the_terms_add_up_to_the_loss_and_the_first_update_is_zero(chain):
     assert values(pretrain, "adapter/encoder_self/norm_b")[0] == 0
     assert values(pretrain, "adapter/encoder_self/norm_a")[0] > 0
     assert values(pretrain, "fusion/gate_0")[0] == 0
+
+
+def test_costly_figures_are_computed_for_the_batch_that_is_written_alone(chain, task_set, tmp_path, monkeypatch):
+    copy_stages(chain, tmp_path, *STAGES[:-1])
+    measured, method = [], Distillation.log_gradient_norms
+    monkeypatch.setattr(Distillation, "log_gradient_norms", lambda *args: measured.append(1) or method(*args))
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.max_steps=4", "--trainer.log_every_n_steps=2"]
+    assert tagi(command("distill", tmp_path, task_set, *options)) == 0
+    found = curves(tmp_path / "distill")
+    assert len(measured) == 2
+    for tag in ("train/loss", "train/grad_norm_pred", "train/lambda_ins", "adapter/encoder_self/norm_b"):
+        assert [event.step + 1 for event in found.Scalars(tag)] == [2, 4], tag
+
+
+@pytest.mark.parametrize(("steps", "logged"), [(5, 5), (30, 10)])
+def test_a_short_run_has_a_curve(task_set, tmp_path, steps, logged):
+    arguments = command("pretrain-backbone", tmp_path, task_set, f"--trainer.max_steps={steps}")
+    assert tagi([argument for argument in arguments if "log_every_n_steps" not in argument]) == 0
+    assert len(curves(tmp_path / "pretrain-backbone").Scalars("train/loss")) == logged
 
 
 @pytest.mark.parametrize("split", ["instances", "tasks"])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import pydoc
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning as L
-import transformers
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import NonNegativeInt
@@ -37,6 +34,7 @@ from tagi_lightning.callbacks import (
     Throughput,
 )
 from tagi_lightning.cli.processes import watch
+from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
@@ -197,59 +195,28 @@ class TagiCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         if self.config.trainer.logger is None:
             kwargs["logger"] = TensorBoardLogger(stage, name="tensorboard", version="", default_hp_metric=False)
+        if self.config.trainer.log_every_n_steps is None:
+            kwargs["log_every_n_steps"] = self.interval(10, 50)  # Lightning's 50 leaves short runs without curves
         trainer = super().instantiate_trainer(**kwargs)
         watch(trainer)
         return trainer
+
+    def interval(self, times: int, most: int) -> int:
+        """Returns the steps between what happens so many times a run, and at least every `most` steps."""
+        steps = self.config.trainer.max_steps
+        return max(1, min(most, steps // times)) if steps and steps > 0 else min(most, 500)
 
     def checkpoints(self, folder: Path, resume: ExactResume, facts: dict[str, Any]) -> list[L.Callback]:
         """Returns what keeps the last state, to go on from, and the best one where tasks are held out to tell it.
 
         The last state is saved twenty times a run, and at least every 2,500 steps (the paper's interval).
         """
-        steps = self.config.trainer.max_steps
-        every = max(1, min(2500, steps // 20)) if steps and steps > 0 else 500
-        last = LastCheckpoint(folder, every, resume, facts)
+        last = LastCheckpoint(folder, self.interval(20, 2500), resume, facts)
         monitor = locate_stage(self.config).monitor
         if monitor is None or self.config.data.init_args.get("val_split", "none") == "none":
             return [last]
         # what is best is part of the last state
         return [BestCheckpoint(folder, monitor), last]
-
-
-class Without(logging.Filter):
-    """Drops log records that contain a text."""
-
-    def __init__(self, text: str) -> None:
-        """Takes the text."""
-        super().__init__()
-        self.text = text
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether `record` stays."""
-        return self.text not in str(record.msg)
-
-
-def quiet() -> None:
-    """Drops what Lightning and Hugging Face say at every start that is of no use here; everything else stays."""
-    for pattern in (
-        ".*LightningCLI's args parameter is intended to run from within Python.*",
-        ".*does not have many workers which may be a bottleneck.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*Total length of `list` across ranks is zero.*",
-        ".*is smaller than the logging interval.*",
-        ".*when logging on epoch level in distributed setting.*",  # such figures are those of all devices already
-        ".*exists and is not empty.*",
-        ".*is not supported by the model summary.*",
-        ".*module.s. in eval mode at the start of training.*",
-    ):
-        warnings.filterwarnings("ignore", pattern)
-    # T5's configuration class calls every T5 tied; the weights say otherwise and are loaded as they are
-    for logger, text in (
-        ("lightning.pytorch.utilities.rank_zero", "litlogger"),
-        ("transformers.modeling_utils", "we will NOT tie them"),
-    ):
-        logging.getLogger(logger).addFilter(Without(text))
-    transformers.utils.logging.disable_progress_bar()
 
 
 def stage_folder(config: Namespace) -> Path:

@@ -54,9 +54,13 @@ def score_chart(column: Column, table: Table) -> list[tuple[str, str, Figure]]:
     scores = [spread(cell.values(table.metric)) for cell in column.cells]
     places = range(len(scores))
     colours = [REFERENCE if cell.row.title == table.reference else "tab:blue" for cell in column.cells]
-    axes.barh(places, [mean for mean, _ in scores], xerr=[deviation or 0.0 for _, deviation in scores], color=colours,
-              height=0.7, error_kw={"ecolor": "tab:orange", "capsize": 2})  # fmt: skip
-    finish_bars(axes, labels, "system", f"{title}, mean and standard deviation over seeds")
+    # a deviation of one seed is not zero, it is unknown
+    several = any(deviation is not None for _, deviation in scores)
+    deviations = [deviation or 0.0 for _, deviation in scores] if several else None
+    axes.barh(places, [mean for mean, _ in scores], xerr=deviations, color=colours, height=0.7,
+              error_kw={"ecolor": "tab:orange", "capsize": 2})  # fmt: skip
+    axis = f"{title}, mean and standard deviation over seeds" if several else f"{title}, one seed a row"
+    finish_bars(axes, labels, "system", axis)
     return [("scores", f"{title} of every row", figure)]
 
 

@@ -211,9 +211,11 @@ class Stage(L.LightningModule):
         self.log(f"train/{name}", value, batch_size=batch_size, prog_bar=name == "loss")
 
     def should_log(self) -> bool:
-        """Whether this step is one whose costly diagnostics are logged."""
+        """Whether costly diagnostics of this batch are logged: Lightning writes those of a logged step's last batch."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return self.trainer.logger is not None and (self.global_step + 1) % max(every, 1) == 0
+        if self.trainer.logger is None or (self.global_step + 1) % max(every, 1):
+            return False
+        return not self.trainer.fit_loop.epoch_loop._should_accumulate()
 
     def log_gradient_norms(self, terms: Mapping[str, Tensor], batch_size: int) -> None:
         """Logs the norm of each loss term's own gradient over the trained weights."""
