@@ -57,6 +57,12 @@ def test_without_categories_or_training_scores_alone_are_drawn(tmp_path):
     assert charts_of(tmp_path / "out", tmp_path)[1] == ["x-scores.png"]
 
 
+def test_lone_points_are_no_curves(tmp_path):
+    weights = write_stage(tmp_path, curve=[(49, 2.0)])
+    write_evaluation(tmp_path, weights=weights)
+    assert charts_of(tmp_path / "out", tmp_path)[1] == ["x-scores.png"]
+
+
 def test_curves_are_means_over_seeds_at_shared_steps_counted_from_1(tmp_path):
     for seed, curve in enumerate(([(9, 1.0), (19, 3.0)], [(9, 2.0), (19, 5.0), (29, 7.0)])):
         weights = write_stage(tmp_path / str(seed), seed=seed, curve=curve)

@@ -105,15 +105,16 @@ def curve_charts(column: Column, table: Table) -> Iterable[tuple[str, str, Figur
     for cell in ordered:
         first.setdefault(tuple(t.folder for result in cell.results.values() for t in result.trainings[-1:]), cell)
     found = {cell.row.title: curves for cell in first.values() if (curves := mean_curves(cell))}
-    groups = with_reference(list(found), table.reference)
+    # a lone point is no curve
+    tags = [tag for tag in CURVES if any(len(curves.get(tag, ())) > 1 for curves in found.values())]
+    groups = with_reference(list(found), table.reference) if tags else []
     for number, rows in enumerate(groups, 1):
         part = f", page {number} of {len(groups)}" if len(groups) > 1 else ""
-        yield f"curves-{number}", f"training curves{part}", curve_page({row: found[row] for row in rows}, table)
+        yield f"curves-{number}", f"training curves{part}", curve_page({row: found[row] for row in rows}, tags, table)
 
 
-def curve_page(curves: Mapping[str, Mapping[str, Curve]], table: Table) -> Figure:
-    """Returns one page of curves, a panel for each scalar that any row has."""
-    tags = [tag for tag in CURVES if any(tag in found for found in curves.values())]
+def curve_page(curves: Mapping[str, Mapping[str, Curve]], tags: Sequence[str], table: Table) -> Figure:
+    """Returns one page of curves, a panel for each scalar."""
     figure = Figure(figsize=(WIDTH, 2.9 * len(tags) + 0.3 * -(-len(curves) // 3)), layout="constrained")
     panels = figure.subplots(len(tags), 1, squeeze=False, sharex=True)[:, 0]
     for tag, axes in zip(tags, panels, strict=True):
