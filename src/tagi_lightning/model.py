@@ -177,6 +177,9 @@ class TagiModel(HubModel, nn.Module):
 
         Returns:
             The adapters of the T tasks; differentiable.
+
+        Raises:
+            ValueError: If the states at hand were read without the tokens that `memory_lora` reads again.
         """
         encoded = self.encode_instructions(instruction) if isinstance(instruction, Tokens) else instruction
         generate = self.hypernetwork
@@ -191,7 +194,8 @@ class TagiModel(HubModel, nn.Module):
     def _memory(self, encoded: InstructionStates, lora: LoraWeights | None) -> InstructionStates:
         if not self.config.memory_lora:
             return encoded
-        assert encoded.tokens is not None
+        if encoded.tokens is None:
+            raise ValueError("these states were read without what the memory needs: encode_instructions(memory=True)")
         return self.backbone.read(encoded.tokens, lora, keys_values=True)
 
     @torch.no_grad()

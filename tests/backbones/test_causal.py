@@ -101,6 +101,8 @@ def test_memory_is_the_instruction_in_front(
     """Positions, grouped heads, tied outputs and windows included; the examples' tasks differ, and their lengths."""
     gradients = kernel == "gradients"
     monkeypatch.setattr(causal_modules, "FUSED_QUERIES", 1 if kernel == "fused" else 10**6)
+    scored, attend = [], causal_modules.attend
+    monkeypatch.setattr(causal_modules, "attend", lambda *args: scored.append(1) or attend(*args))
     backbone, plain = copy.deepcopy(any_causal), plain_causal(any_causal)
     backbone.model.set_attn_implementation(attention)
     with torch.set_grad_enabled(gradients):
@@ -110,6 +112,8 @@ def test_memory_is_the_instruction_in_front(
         assert_rows_equal(
             found.detach(), lambda n: concatenated(plain, instructions, inputs, labels, n, int(order[n])), distance
         )
+    windows = [module.sliding_window for module in backbone.modules() if hasattr(module, "sliding_window")]
+    assert bool(scored) == (kernel == "scores" and None in windows)
 
 
 @torch.no_grad()

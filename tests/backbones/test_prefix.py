@@ -7,7 +7,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from tagi_lightning.adapter import TaskAdapter, join
-from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.backbones import GenerationConfig, causal_modules
 from tagi_lightning.backbones.checkpointing import checkpoint_blocks
 from tagi_lightning.data.batch import IGNORE_INDEX
 from tagi_lightning.fusion import FusionConfig
@@ -99,10 +99,12 @@ def test_copies_of_a_virtual_token_count_as_one(any_base, batch, distance):
     assert distance(any_base(inputs, labels, TaskAdapter(), ORDERS["runs"]), expected) > 1e-2
 
 
+@pytest.mark.parametrize("fused", [1, causal_modules.FUSED_QUERIES])
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("memory", [False, True])
-def test_mixed_tasks_are_single_tasks(any_base, trained, batch, order, memory, distance):
-    """With and without gradients, whose paths differ; sliding windows among the families."""
+def test_mixed_tasks_are_single_tasks(any_base, trained, batch, order, memory, fused, distance, monkeypatch):
+    """With and without gradients, by fused attention and by scores, whose paths differ; sliding windows too."""
+    monkeypatch.setattr(causal_modules, "FUSED_QUERIES", fused)
     model = trained(any_base, config("both", memory=memory))
     instructions, inputs, labels = batch
     index = ORDERS[order]

@@ -4,9 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from commands import tagi
 
-from tagi_lightning.cli import doctor
+from tagi_lightning.cli import doctor, main
 from tagi_lightning.doctor import versions
 
 SKIP = ["--train", "false"]
@@ -22,10 +21,15 @@ def folders(task_set, tmp_path, monkeypatch):
     return ["--data", tmp_path / "data", "--runs", tmp_path / "runs"]
 
 
+def run_doctor(*options):
+    """Runs `tagi doctor` in the working folder."""
+    return main(["doctor", *map(str, options)])
+
+
 def findings(capsys, *options):
     """Returns the exit code and the findings by check."""
     capsys.readouterr()
-    code = tagi(["doctor", "--json", "true", *options])
+    code = run_doctor("--json", "true", *options)
     told = json.loads(capsys.readouterr().out)
     assert told["well"] == (code == 0)
     return code, {finding["check"]: finding for finding in told["findings"]}
@@ -41,7 +45,7 @@ def test_all_is_well_here_and_every_stage_trains(folders, capsys):
 
 def test_it_prints_a_line_a_check_and_leaves_nothing(folders, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    assert tagi(["doctor", *SKIP, *folders]) == 0
+    assert run_doctor(*SKIP, *folders) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert all(line.split()[0] in ("ok", "warning", "problem") and ": " in line for line in lines)
     states = [line.split()[0] for line in lines]

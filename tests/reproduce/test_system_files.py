@@ -31,7 +31,9 @@ def test_a_part_is_what_the_system_says_of_the_stage(tmp_path):
     tagi = {"lora": {"rank": 4}, "decoder_memory": False}
     assert system.part("pretrain") == {"model": {"init_args": {"tagi": tagi}}}
     assert system.part("distill") == {
-        "model": {"init_args": {"tagi": tagi | {"decoder_memory": True}, "loss": {"lambda1": 0.0}}},
+        "model": {
+            "init_args": {"tagi": tagi | {"decoder_memory": True}, "init_from": "auto", "loss": {"lambda1": 0.0}}
+        },
         "data": {"init_args": {"categories": 6}},
     }
     assert system.part("teachers") == {
@@ -41,6 +43,14 @@ def test_a_part_is_what_the_system_says_of_the_stage(tmp_path):
     assert system.part("pretrain-backbone") == {}
     with pytest.raises(ValueError, match=r"x has no stage align; its chain is pretrain, distill"):
         system.part("align")
+
+
+@pytest.mark.parametrize(("chain", "source"), [(["distill"], "none"), (["pretrain", "align", "distill"], "auto")])
+def test_distill_starts_where_the_chain_says(tmp_path, chain, source):
+    system = load_system(write(tmp_path, x={"title": "x", "chain": chain}) / "x.yaml")
+    assert system.part("distill") == {"model": {"init_args": {"init_from": source}}}
+    if "align" in chain:
+        assert system.part("align") == {}
 
 
 def test_a_system_inherits_and_changes_only_what_it_says(tmp_path):

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     LlamaForCausalLM,
@@ -111,11 +110,6 @@ class AdaptedCausalAttention(nn.Module):
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Returns what Hugging Face's attention function gives: heads side by side [B, S, H, h], and weights."""
-        if query.shape[2] == 1 and self.config._attn_implementation == "sdpa":
-            # Hugging Face copies masked keys and values to every query head; the heads of one key can be its queries
-            heads = query.reshape(len(query), keys.shape[1], -1, self.head_dim)
-            attended = F.scaled_dot_product_attention(heads, keys, values, mask, scale=self.scaling)
-            return attended.reshape(len(query), 1, -1, self.head_dim), None
         function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         kwargs |= {"scaling": self.scaling, "sliding_window": self.sliding_window}
         attended, weights = function(self, query, keys, values, mask, dropout=0.0, **kwargs)

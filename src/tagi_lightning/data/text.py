@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.cache_folder import write_once
 from tagi_lightning.data.epochs import Batch, EpochSampler, random_generator
 from tagi_lightning.data.json_text import parse_json
+from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.token_cache import tokenizer_definition
 from tagi_lightning.data.tokenized import ExampleIndex
@@ -159,10 +158,8 @@ def _wrap(flat: Path, count: int) -> None:
 
 
 def _tokenize(files: Sequence[Path], tokenizer: PreTrainedTokenizerFast, unit: DocumentUnit) -> Iterator[list[int]]:
-    # On a terminal a bar, elsewhere a line now and then.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
     total = sum(file.stat().st_size for file in files)
-    with tqdm(total=total, desc="tokenising text", unit="B", unit_scale=True, mininterval=interval) as progress:
+    with progress_bar(None, "tokenising text", "B", unit_scale=True, total=total) as progress:
         documents = (text for file in files for text in read_documents(file, unit))
         while chunk := list(itertools.islice(documents, _DOCUMENTS_PER_CHUNK)):
             yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)[

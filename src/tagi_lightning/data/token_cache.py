@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets, disable_progress_bars, load_from_disk
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.cache_folder import write_once
+from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.task import Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
@@ -143,10 +142,8 @@ def _tokenize_tasks(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, f
 def _tokenize_instances(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: Form) -> Dataset:
     instances = [instance for task in tasks for instance in task.instances]
     chunks = []
-    # On a terminal a bar, elsewhere a line now and then.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
     starts = range(0, len(instances), _ROWS_PER_CHUNK)
-    for start in tqdm(starts, desc=f"tokenising {len(tasks)} tasks", unit="chunk", mininterval=interval):
+    for start in progress_bar(starts, f"tokenising {len(tasks)} tasks", "chunk"):
         chunk = instances[start : start + _ROWS_PER_CHUNK]
         text_ids = form.tokenize(tokenizer, [form.input(instance.input) for instance in chunk])
         prompt_ids = form.tokenize(tokenizer, [instance.prompt for instance in chunk])

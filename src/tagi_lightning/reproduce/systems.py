@@ -51,6 +51,9 @@ class System:
         tagi, data = self.sections.get("tagi", {}), self.sections.get("data", {})
         if stage in CHAIN and tagi:
             part["model"] = {"init_args": {"tagi": tagi}}
+        if stage == "distill":  # whatever a size does by itself
+            source = "none" if self.chain[0] == stage else "auto"
+            part = merge(part, {"model": {"init_args": {"init_from": source}}})
         if stage == "teachers" and "lora" in tagi:
             part["model"] = {"init_args": {"lora": tagi["lora"]}}
         if stage in ("teachers", "align", "distill") and data:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
-from tqdm import tqdm
 from transformers import get_scheduler
 
 from tagi_lightning.backbones import BackboneConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.losses import update_norms
@@ -239,7 +239,7 @@ class TeacherTraining(Stage):
             size = max(map(len, sampler.batches))
             sampler.batches = spread(sampler.batches, categories, self.report_instances, size)
         told, quiet = "comparing teachers with the bare backbone", not (self.trainer.is_global_zero and loader)
-        for batch in tqdm(loader, told, unit="batch", mininterval=10, disable=quiet):
+        for batch in progress_bar(loader, told, "batch", disable=quiet):
             with self.trainer.precision_plugin.forward_context():
                 found = gain_sums(self.backbone, bank, batch.to(self.device))
                 sums += found * bool(loader.batch_sampler.weight)
