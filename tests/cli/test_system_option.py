@@ -26,9 +26,18 @@ def test_the_part_of_the_stage_comes_after_the_configurations_and_before_overrid
     found = expand_system(words)
     assert found[:3] == [f"--config={DISTILL}", "--config", "experiments/sizes/tiny.yaml"]
     assert found[3] == "--config"
-    assert yaml.safe_load(found[4]) == {"model": {"init_args": {"tagi": {"decoder_memory": False}}}}
+    assert yaml.safe_load(found[4]) == {
+        "model": {"init_args": {"tagi": {"decoder_memory": False}, "init_from": "none"}}
+    }
     assert found[5:] == ["--run", "r"]
     assert expand_system([f"--system={system}", *words[2:]]) == found
+
+
+def test_an_override_wins_whatever_follows_it(tmp_path):
+    words = ["--config", DISTILL, "--system", write(tmp_path), "--run", "r", "--model.init_args.init_from=auto"]
+    found = expand_system([*words, "--config", "experiments/sizes/tiny.yaml"])
+    assert found[:3] == ["--config", DISTILL, "--config"]
+    assert found[4:] == ["--run", "r", "--model.init_args.init_from=auto", "--config", "experiments/sizes/tiny.yaml"]
 
 
 def test_without_a_system_nothing_changes():

@@ -67,8 +67,17 @@ def test_it_is_fid_icls_recipe_unless_told_otherwise(build, batch):
     assert (config.steps, config.optimizer.name, config.optimizer.lr) == (300, "adafactor", 3e-4)
     with pytest.raises(ValueError, match=r"few_shot\.steps must be at least 1"):
         FewShotConfig(0)
-    half = build("narrow").to(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"backbone\.dtype=float32"), fine_tuned(half, repeat(batch), config):
-        pass
     with fine_tuned(build("narrow"), repeat(batch), FewShotConfig(1, OptimizerConfig(lr=0.1))):
         pass
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_trained_in_float32_and_come_back_as_they_were(build, batch, dtype, distance):
+    backbone, exact = build("narrow").to(dtype), build("narrow").to(dtype).float()
+    weights = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    config = FewShotConfig(steps=3)
+    with fine_tuned(backbone, repeat(batch), config), fine_tuned(exact, repeat(batch), config):
+        assert {parameter.dtype for parameter in backbone.parameters()} == {torch.float32}
+        assert distance(score(backbone, batch), score(exact, batch)) < 1e-5
+    assert all(torch.equal(weights[name], tensor) for name, tensor in backbone.state_dict().items())
+    assert {parameter.dtype for parameter in backbone.parameters()} == {dtype}

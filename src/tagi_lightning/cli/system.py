@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tagi_lightning.stages import Stage
 
 
 def expand_system(args: Sequence[str]) -> list[str]:
-    """Replaces `--system FILE` by `--config` with what the system changes of the stage, after all other configurations.
+    """Replaces `--system FILE` by `--config` with what the system changes of the stage.
+
+    It comes after the configurations and before the first override, an option with a dotted name; what follows wins.
 
     Raises:
         ValueError: If no configuration names the stage, or the stage is not in the system's chain.
@@ -28,8 +31,9 @@ def expand_system(args: Sequence[str]) -> list[str]:
             f"the logits teacher of {system.name} is the model of {system.logits_teacher}; train that first and give "
             "--model.init_args.logits_teacher=<its model folder>"
         )
-    last = max(place for place, arg in enumerate(rest) if arg == "--config" or arg.startswith("--config="))
-    after = last + (2 if rest[last] == "--config" else 1)
+    overrides = next((n for n, arg in enumerate(rest) if re.match(r"--\w+\.", arg)), len(rest))
+    places = [n for n, arg in enumerate(rest[:overrides]) if arg == "--config" or arg.startswith("--config=")]
+    after = places[-1] + (2 if rest[places[-1]] == "--config" else 1) if places else 0
     part = yaml.safe_dump(system.part(stage), sort_keys=False)
     return [*rest[:after], "--config", part, *rest[after:]]
 

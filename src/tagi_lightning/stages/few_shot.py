@@ -39,6 +39,8 @@ def fine_tuned(
 ) -> Iterator[None]:
     """Trains all weights of `backbone` on concatenated prompts for a `with` block, and puts back every bit of them.
 
+    Weights stored in 16 bits are float32 in the block: 16 bits would lose most updates.
+
     Args:
         backbone: The backbone, frozen before and after.
         batches: What it is trained on, without end.
@@ -48,8 +50,11 @@ def fine_tuned(
     Raises:
         ValueError: If the weights are stored in a type that cannot be trained, or batches have no prompts.
     """
-    before = {name: tensor.detach().clone() for name, tensor in backbone.model.state_dict().items()}
+    before = {parameter: parameter.data for parameter in backbone.parameters()}
     try:
+        for parameter, data in before.items():
+            short = data.is_floating_point() and data.dtype.itemsize < torch.float32.itemsize
+            parameter.data = data.to(torch.float32 if short else data.dtype, copy=True)
         optimizer = config.optimizer.build(backbone.train_part("all").values())
         for batch in islice(batches, config.steps):
             if batch.prompt is None:
@@ -65,9 +70,7 @@ def fine_tuned(
         backbone.freeze()
         yield
     finally:
-        with torch.no_grad():
-            for name, tensor in backbone.model.state_dict().items():
-                tensor.copy_(before[name])
-        for parameter in backbone.parameters():
+        for parameter, data in before.items():
+            parameter.data = data.to(parameter.device)
             parameter.grad = None
         backbone.freeze()
