@@ -40,6 +40,12 @@ def test_an_override_wins_whatever_follows_it(tmp_path):
     assert found[4:] == ["--run", "r", "--model.init_args.init_from=auto", "--config", "experiments/sizes/tiny.yaml"]
 
 
+def test_the_part_follows_the_configuration_of_its_stage_wherever_that_stands(tmp_path):
+    words = ["--run", "r", "--trainer.max_steps=3", "--system", write(tmp_path), "--config", DISTILL]
+    assert expand_system(words)[:4] == ["--run", "r", "--trainer.max_steps=3", "--config"]
+    assert expand_system(words)[4:6] == [DISTILL, "--config"]
+
+
 def test_without_a_system_nothing_changes():
     words = ["--config", DISTILL, "--run", "r"]
     assert expand_system(words) == words

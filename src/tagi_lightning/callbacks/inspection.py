@@ -77,7 +77,7 @@ class InspectModel(L.Callback):
         self._step = trainer.global_step
         self._tasks = self._tasks or chosen_tasks(data)
         count, name = len(self._tasks[0].tasks), getattr(stage, "stage_name", "training")
-        print(f"{name}: drawing what {count} tasks make of it (--inspect_every=0: none)", file=sys.stderr, flush=True)
+        print(f"{name}: drawing pictures of {count} tasks (--inspect_every=0: none)", file=sys.stderr, flush=True)
         gpus = [stage.device] if stage.device.type == "cuda" else []
         # answers may be sampled, and a compiled backbone would be compiled once more for each shape
         with (

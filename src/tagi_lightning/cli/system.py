@@ -32,8 +32,9 @@ def expand_system(args: Sequence[str]) -> list[str]:
             "--model.init_args.logits_teacher=<its model folder>"
         )
     overrides = next((n for n, arg in enumerate(rest) if re.match(r"--\w+\.", arg)), len(rest))
-    places = [n for n, arg in enumerate(rest[:overrides]) if arg == "--config" or arg.startswith("--config=")]
-    after = places[-1] + (2 if rest[places[-1]] == "--config" else 1) if places else 0
+    places = [n for n, arg in enumerate(rest) if arg == "--config" or arg.startswith("--config=")]
+    last = max((n for n in places if n < overrides), default=places[-1])
+    after = last + (2 if rest[last] == "--config" else 1)
     part = yaml.safe_dump(system.part(stage), sort_keys=False)
     return [*rest[:after], "--config", part, *rest[after:]]
 
