@@ -7,6 +7,23 @@ from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+EXECUTION = frozenset(
+    {
+        "run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite", "max_skipped_steps", "inspect_every",
+        "backbone.compile", "backbone.gradient_checkpointing",
+    }
+)  # fmt: skip
+"""Options that say where, how fast and how closely watched a stage runs, and change nothing of what it computes."""
+
+EXECUTION_OF_DATA = frozenset({"num_workers", "cache_dir"})
+"""The same of a data module, and of one that it holds."""
+
+
+def is_execution(key: str) -> bool:
+    """Whether the option of this dotted name is one of `EXECUTION`, or of a data module's."""
+    parts = key.split(".")
+    return key in EXECUTION or parts[0] in EXECUTION or (parts[0] == "data" and parts[-1] in EXECUTION_OF_DATA)
+
 
 def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields dotted names and leaves of nested mappings."""

@@ -1,7 +1,8 @@
 import pytest
 from report_runs import write_evaluation, write_stage
 
-from tagi_lightning.report.columns import build_columns, spread
+from tagi_lightning.options import EXECUTION
+from tagi_lightning.report.columns import build_columns, mean_and_std
 from tagi_lightning.report.results import read_results
 from tagi_lightning.report.tables import Row, Table, table_of
 
@@ -18,12 +19,12 @@ def test_a_cell_is_mean_and_deviation_over_seeds(tmp_path):
     (column,), left_out = columns_of(*(tmp_path / str(seed) for seed in range(3)))
     assert left_out == []
     assert column.cells[0].seeds == [0, 1, 2]
-    assert spread(column.cells[0].values("rougeL")) == (50.0, 10.0)
+    assert mean_and_std(column.cells[0].values("rougeL")) == (50.0, 10.0)
     assert column.title == "tiny, def, 12 instances of 6 tasks"
 
 
 def test_one_seed_has_no_deviation():
-    assert spread([3.0]) == (3.0, None)
+    assert mean_and_std([3.0]) == (3.0, None)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,18 @@ def test_the_same_seed_and_configuration_counts_once(tmp_path):
     (column,), left_out = columns_of(tmp_path / "a", tmp_path / "b")
     assert column.cells[0].seeds == [0]
     assert "counted once" in left_out[0].reason
+
+
+@pytest.mark.parametrize("key", [*sorted(EXECUTION), "data.init_args.tasks.init_args.num_workers"])
+def test_what_resuming_may_change_may_differ_between_seeds(tmp_path, key):
+    for seed in range(2):
+        value: object = seed
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        write_evaluation(tmp_path / f"s{seed}", seed=seed, options={"seed_everything": seed} | value)
+    (column,), left_out = columns_of(tmp_path / "s0", tmp_path / "s1")
+    assert left_out == []
+    assert column.cells[0].seeds == [0, 1]
 
 
 @pytest.mark.parametrize(

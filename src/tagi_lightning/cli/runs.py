@@ -18,7 +18,7 @@ from typing import Any
 
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
-from tagi_lightning.options import fits, flatten
+from tagi_lightning.options import fits, flatten, is_execution
 from tagi_lightning.storage.durable import replace_text
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
@@ -34,18 +34,6 @@ FREE_TRAINER_KEYS = frozenset(
     }
 )  # fmt: skip
 """Trainer options that may differ when a run goes on: they change where and how long it runs, not what is trained."""
-
-
-FREE_KEYS = frozenset(
-    {"run", "config", "ckpt_path", "corpora", "allow_missing", "overwrite", "max_skipped_steps", "inspect_every"}
-)
-"""Top-level options that may differ: what they name stands again where it is used."""
-
-FREE_BACKBONE_KEYS = frozenset({"backbone.compile", "backbone.gradient_checkpointing"})
-"""Options of the backbone that may differ: they change how it is computed, not what is trained."""
-
-FREE_DATA_KEYS = frozenset({"num_workers", "cache_dir"})
-"""Options of the data that may differ: they change nothing but speed and where caches lie."""
 
 REASONS = {
     "model.init_args.optimizer": "the steps made so far used the other optimizer or schedule",
@@ -88,9 +76,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mappin
     differing = []
     for key in sorted(flat_old.keys() | flat_new.keys()):
         parts = key.split(".")
-        if key in FREE_BACKBONE_KEYS or (parts[0] == "data" and parts[-1] in FREE_DATA_KEYS):
-            continue
-        if parts[0] in FREE_KEYS or (parts[0] == "trainer" and FREE_TRAINER_KEYS.intersection(parts[1:2])):
+        if is_execution(key) or (parts[0] == "trainer" and FREE_TRAINER_KEYS.intersection(parts[1:2])):
             continue
         if flat_old.get(key) != flat_new.get(key):
             differing.append(shortened(f"{key}: {flat_old.get(key)!r} there, {flat_new.get(key)!r} now"))

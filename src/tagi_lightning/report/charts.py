@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from tagi_lightning.report.columns import Cell, Column, spread
+from tagi_lightning.report.columns import Cell, Column, mean_and_std
 from tagi_lightning.report.curves import CURVES, Curve, mean_curves
 from tagi_lightning.report.tables import METRIC_TITLES, Table
 
@@ -51,7 +51,7 @@ def score_chart(column: Column, table: Table) -> list[tuple[str, str, Figure]]:
     title = METRIC_TITLES[table.metric]
     figure, axes = new_figure(0.9 + 0.26 * len(column.cells))
     labels = [wrapped(cell.row.title, 60) for cell in column.cells]
-    scores = [spread(cell.values(table.metric)) for cell in column.cells]
+    scores = [mean_and_std(cell.values(table.metric)) for cell in column.cells]
     places = range(len(scores))
     colours = [REFERENCE if cell.row.title == table.reference else "tab:blue" for cell in column.cells]
     # a deviation of one seed is not zero, it is unknown

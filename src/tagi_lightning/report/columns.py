@@ -9,16 +9,16 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from tagi_lightning.options import is_execution
 from tagi_lightning.report.results import LeftOut, Result
 from tagi_lightning.report.tables import Row, Table
 
 PLACES = (
-    "run", "data_folder", "tokenizer", "corpora", "overwrite", "seed_everything", "config", "ckpt_path",
-    "allow_missing", "trainer.", "backbone.compile", "backbone.gradient_checkpointing", "model.init_args.systems",
-    "model.init_args.flops", "data.init_args.folder", "data.init_args.num_workers", "data.init_args.cache_dir",
-    "data.init_args.pool_batches", "data.init_args.eval_batch_size", "data.init_args.allow_missing",
+    "data_folder", "tokenizer", "seed_everything", "trainer.", "model.init_args.systems", "model.init_args.flops",
+    "data.init_args.folder", "data.init_args.pool_batches", "data.init_args.eval_batch_size",
+    "data.init_args.allow_missing",
 )  # fmt: skip
-"""Options that say where and how fast a run goes; steps, batches and data are compared as they were, not as asked."""
+"""What else may differ within a row; steps, batches and data are compared as they were, not as asked."""
 
 DECODING = "model.init_args.generation."
 
@@ -99,7 +99,7 @@ class Column:
         return next((cell for cell in self.cells if cell.row.title == title), None)
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Returns mean and sample standard deviation; None for the latter where there is one value."""
     return fmean(values), stdev(values) if len(values) > 1 else None
 
@@ -191,7 +191,9 @@ def differences(first: Result, second: Result) -> list[str]:
     for stage, one, two in pairs:
         # an option that one of them did not have yet is no difference
         for key in sorted(one.keys() & two.keys()):
-            if place_free(one[key]) != place_free(two[key]) and not key.startswith(PLACES):
+            if is_execution(key) or key.startswith(PLACES):
+                continue
+            if place_free(one[key]) != place_free(two[key]):
                 found.append(f"{stage} {key}: {one[key]!r} there, {two[key]!r} here")
     return found
 

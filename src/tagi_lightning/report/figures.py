@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tagi_lightning.report.bootstrap import Difference, paired_bootstrap
-from tagi_lightning.report.columns import Cell, Column, spread
+from tagi_lightning.report.columns import Cell, Column, mean_and_std
 from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.paper import PaperFigure, paper_cost, paper_figures
 from tagi_lightning.report.tables import Table
@@ -67,7 +67,7 @@ def column_lines(column: Column, table: Table) -> list[Line]:
     baseline = fmean(plain.values("seconds")) if plain and plain.values("seconds") else None
     lines = []
     for cell in column.cells:
-        mean, deviation = spread(cell.values(table.metric))
+        mean, deviation = mean_and_std(cell.values(table.metric))
         seconds, flops = cell.values("seconds"), cell.values("relative_flops")
         paired = tuple(sorted(set(cell.seeds) & set(reference.seeds))) if reference and reference is not cell else ()
         lines.append(
@@ -76,7 +76,7 @@ def column_lines(column: Column, table: Table) -> list[Line]:
                 mean=mean,
                 deviation=deviation,
                 flops=fmean(flops) if flops else None,
-                seconds=spread(seconds) if seconds else None,
+                seconds=mean_and_std(seconds) if seconds else None,
                 relative_time=fmean(seconds) / baseline if seconds and baseline else None,
                 paper=paper_figures(table, cell.row, column),
                 paper_flops=paper_cost(table, cell.row, column, "relative_flops"),

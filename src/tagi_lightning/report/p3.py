@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from tagi_lightning.evaluation.benchmarks import MTEST11, table10_row
-from tagi_lightning.report.columns import Cell, Column, spread
+from tagi_lightning.report.columns import Cell, Column, mean_and_std
 from tagi_lightning.report.markdown import aligned_table, mean_spread, number, without_empty
 from tagi_lightning.report.paper import of_size, paper_rows
 from tagi_lightning.report.tables import Table
@@ -20,7 +20,7 @@ def p3_table(table: Table, column: Column) -> str:
     for cell in column.cells:
         found = cell_row(cell, table.metric)
         lines.append(
-            [cell.row.title, *(mean_spread(*spread(found[name]), 1) if found[name] else "-" for name in columns)]
+            [cell.row.title, *(mean_spread(*mean_and_std(found[name]), 1) if found[name] else "-" for name in columns)]
         )
     for cell in column.cells:
         for line in of_size(paper_rows(table, cell.row)[1], column.backbone):
