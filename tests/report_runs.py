@@ -55,11 +55,12 @@ def write_evaluation(
     return folder
 
 
-def write_stage(run, stage="distill", steps=10, batch=4, seed=0, curve=(), **init_args):
+def write_stage(run, stage="distill", steps=10, batch=4, seed=0, curve=(), start=None, **init_args):
     """Writes RUN/<stage> as training leaves it, without weights; returns the model folder's name for metrics.json."""
     folder = Path(run) / stage
     (folder / "model").mkdir(parents=True, exist_ok=True)
     record = {"global_step": steps, "effective_batch": batch, "trained_parameters": 7, "seconds": 3.0}
+    record["init_from"] = start
     (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
     options = {"seed_everything": seed, "run": str(run), "model": {"init_args": init_args}}
     (folder / "config.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")

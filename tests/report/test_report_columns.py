@@ -135,7 +135,7 @@ def test_options_that_one_run_did_not_have_and_places_are_no_difference(tmp_path
         start = write_stage(tmp_path / f"x-s{seed}" / "pretrain" / f"key{seed}", "pretrain", seed=seed)
         run = tmp_path / f"x-s{seed}" / "systems" / "row"
         newer = {"rank": 3} if seed else {}
-        trained(run, seed, "tagi", init_from=start, **newer)
+        trained(run, seed, "tagi", start=start, init_from=start, **newer)
     (column,), left_out = columns_of(tmp_path / "x-s0", tmp_path / "x-s1")
     assert left_out == []
     assert column.cells[0].seeds == [0, 1]

@@ -10,9 +10,9 @@ from tagi_lightning.report.results import LeftOut, data_digest, read_result, rea
 
 def test_an_evaluation_is_read_with_its_training(tmp_path):
     run = tmp_path / "run"
-    write_stage(run, "pretrain", steps=3, batch=2)
-    write_stage(run, "align", steps=5, batch=2, init_from="auto")
-    weights = write_stage(run, "distill", init_from="auto")
+    start = write_stage(run, "pretrain", steps=3, batch=2)
+    start = write_stage(run, "align", steps=5, batch=2, start=start)
+    weights = write_stage(run, "distill", start=start)
     result = read_result(write_evaluation(run, seed=4, weights=weights))
     assert (result.system, result.seed, result.backbone, result.setting) == ("tagi", 4, "tiny", "def")
     assert [(t.stage, t.examples) for t in result.trainings] == [("pretrain", 6), ("align", 10), ("distill", 40)]
@@ -21,14 +21,24 @@ def test_an_evaluation_is_read_with_its_training(tmp_path):
 
 def test_weights_that_start_fresh_have_no_stage_before(tmp_path):
     write_stage(tmp_path, "pretrain")
-    weights = write_stage(tmp_path, init_from="none")
+    weights = write_stage(tmp_path)
     assert [t.stage for t in read_result(write_evaluation(tmp_path, weights=weights)).trainings] == ["distill"]
+
+
+def test_training_that_does_not_tell_its_start_is_not_guessed(tmp_path):
+    weights = write_stage(tmp_path)
+    record = tmp_path / "distill" / "run.json"
+    values = json.loads(record.read_text())
+    del values["init_from"]
+    record.write_text(json.dumps(values))
+    with pytest.raises(ReportError, match="older layout, without init_from: train again"):
+        read_result(write_evaluation(tmp_path, weights=weights))
 
 
 def test_a_row_starts_from_what_its_run_shares(tmp_path):
     row = tmp_path / "runs" / "x-s0" / "systems" / "row"
     start = write_stage(row.parent.parent / "pretrain" / "a1b2", "pretrain")
-    weights = write_stage(row, init_from=start)
+    weights = write_stage(row, start=start)
     assert [t.stage for t in read_result(write_evaluation(row, weights=weights)).trainings] == ["pretrain", "distill"]
 
 

@@ -27,7 +27,6 @@ from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.distill import Distillation
 from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.stages.pretrain import HypernetworkPretraining
-from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.stages.teachers import TeacherTraining
 from tagi_lightning.storage.serialization import CONFIG, read_folder
 
@@ -153,9 +152,8 @@ def check_backbone(stage: Stage, problems: Problems) -> bool:
 
 def check_inputs(stage: Any, problems: Problems) -> None:
     """Tells which results of earlier stages are not there, where without a backbone nothing can be loaded."""
-    if isinstance(stage, TagiStage):
-        with problems.collected():
-            stage.initial_folder()
+    with problems.collected():
+        stage.initial_folder()
     if isinstance(stage, Distillation) and not (stage.aligns or stage.follows_categories):
         return
     if isinstance(stage, (Alignment, Distillation)) and not teachers_folder(stage).is_dir():

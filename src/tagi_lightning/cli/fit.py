@@ -115,10 +115,14 @@ def batch_size(data: Namespace) -> int | None:
 
 def facts_of(cli: FitCLI) -> dict[str, Any]:
     """Returns what run.json says of a stage before it starts."""
-    trainer = cli.trainer
+    trainer, stage = cli.trainer, cli.model
     per_step = batch_size(cli.config.data.init_args)
+    # a stage that goes on keeps what it began with, whatever stands in the run by now
+    earlier = read_run(stage.folder) if cli.checkpoint else {}
+    source = earlier["init_from"] if "init_from" in earlier else stage.initial_folder()
     return {
-        "stage": cli.model.stage_name,
+        "stage": stage.stage_name,
+        "init_from": source and str(source),
         "seed": cli.config.seed_everything,
         "devices": trainer.world_size,
         "precision": trainer.precision,

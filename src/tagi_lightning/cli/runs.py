@@ -22,7 +22,7 @@ from tagi_lightning.options import fits, flatten, is_execution
 from tagi_lightning.storage.durable import replace_text
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
-RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict}
+RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict, "init_from": str | None}
 """What is computed with of a run.json, with its types."""
 
 FREE_TRAINER_KEYS = frozenset(

@@ -13,7 +13,10 @@ from tagi_lightning.report.files import ReportError, read_file
 GROUPS = ("by_task", "by_category", "by_template")
 TEXTS = ("weights", "backbone_digest")
 NUMBERS = ("seconds", "relative_flops", "relative_flops_formula")
-RECORD = dict.fromkeys(("global_step", "effective_batch", "trained_parameters"), int | None) | {"seconds": float | None}
+RECORD = dict.fromkeys(("global_step", "effective_batch", "trained_parameters"), int | None) | {
+    "seconds": float | None,
+    "init_from": str | None,
+}
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -73,11 +76,13 @@ def count(metrics: Mapping[str, Any], task: str) -> int | None:
 
 
 def check_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Refuses a stage's run.json whose figures cannot be computed with.
+    """Refuses a stage's run.json that does not tell what the stage started from, or whose figures cannot be computed with.
 
     Raises:
-        ReportError: If one is of another type.
+        ReportError: If it is of an older layout, or one is of another type.
     """
+    if "init_from" not in record:
+        raise ReportError(f"{path} is of an older layout, without init_from: train again")
     wrong = [key for key, kind in RECORD.items() if not fits(record.get(key), kind)]
     if wrong:
         raise ReportError(f"{path} is damaged ({', '.join(wrong)} cannot be what they are)")

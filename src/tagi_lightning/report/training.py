@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagi_lightning.options import flatten
 from tagi_lightning.report.checks import check_record
 from tagi_lightning.report.files import ReportError, read_file, read_options
-
-EARLIER = {"distill": ("align", "pretrain"), "align": ("pretrain",)}
-"""Stages whose weights a stage starts from where its options say `auto`, latest first."""
-
 
 @dataclass(frozen=True)
 class Training:
@@ -56,25 +51,15 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
     stage = locate(run, weights)
     while stage is not None:
         if any(stage == later.folder for later in chain):
-            raise ReportError(f"{stage / 'config.yaml'}: its init_from leads back to itself")
+            raise ReportError(f"{stage / 'run.json'}: what it starts from leads back to itself")
         record = read_file(stage / "run.json")
         check_record(stage / "run.json", record)
         steps, batch = record.get("global_step") or 0, record.get("effective_batch")
         examples = steps * batch if batch else None
         options = read_options(stage / "config.yaml")
         chain.append(Training(stage, steps, examples, record.get("trained_parameters"), record.get("seconds"), options))
-        start = flat_option(stage, "init_from")
-        if start == "auto":
-            found = [name for name in EARLIER.get(stage.name, ()) if (stage.parent / name / "model").is_dir()]
-            start = str(stage.parent / found[0] / "model") if found else None
-        stage = locate(stage.parent, start)
+        stage = locate(stage.parent, record["init_from"])
     return tuple(reversed(chain))
-
-
-def flat_option(stage: Path, name: str) -> str | None:
-    """Returns one of a stage's own options as it was given."""
-    value = dict(flatten(read_file(stage / "config.yaml"))).get(f"model.init_args.{name}")
-    return None if value is None else str(value)
 
 
 def locate(run: Path, model: str | None) -> Path | None:

@@ -97,6 +97,10 @@ class Stage(L.LightningModule):
         tokenizer: PreTrainedTokenizerBase = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         return tokenizer
 
+    def initial_folder(self) -> Path | None:
+        """Returns the model folder that the weights start from, None for fresh ones."""
+        return None
+
     def configure_model(self) -> None:
         """Builds the modules once, after the data module is set up.
 
