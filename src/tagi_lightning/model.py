@@ -26,6 +26,7 @@ from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
 from tagi_lightning.inference.merging import merge
 from tagi_lightning.lora import LoraConfig, LoraWeights
+from tagi_lightning.prefix import PrefixWeights
 from tagi_lightning.storage.hub import HubModel
 
 
@@ -184,6 +185,16 @@ class TagiModel(HubModel, nn.Module):
         encoded = self.encode_instructions(instruction) if isinstance(instruction, Tokens) else instruction
         generate = self.hypernetwork
         lora, prefix = generate(encoded.states, encoded.mask) if generate is not None else (None, None)
+        return self.conditioned(encoded, lora, prefix)
+
+    def conditioned(
+        self, encoded: InstructionStates, lora: LoraWeights | None, prefix: PrefixWeights | None
+    ) -> TaskAdapter:
+        """Returns T instructions' fusion and memory with a LoRA and a prefix that need not be their own.
+
+        Raises:
+            ValueError: If the states were read without the tokens that `memory_lora` reads again.
+        """
         return TaskAdapter(
             lora=lora,
             fusion=self.fusion(encoded.states, encoded.mask) if self.fusion is not None else None,

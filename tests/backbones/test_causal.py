@@ -207,6 +207,20 @@ def test_memory_lora_applies_to_instruction_and_inputs(
 
 
 @torch.no_grad()
+def test_memory_lora_applies_a_lora_that_is_given_to_the_instruction_too(
+    causal, instructions, inputs, labels, trained, lora, merge, plain_causal, distance
+):
+    model, other = trained(causal, PIECES["all-read-again"]), lora(causal, 3)
+    found = model(inputs, labels, model.conditioned(model.encode_instructions(instructions), other, None), MIXED)
+    merged = [plain_causal(merge(causal, other, task)) for task in range(3)]
+    assert_rows_equal(
+        found,
+        lambda n: concatenated(merged[MIXED[n]], instructions, inputs, labels, n, int(MIXED[n])),
+        distance,
+    )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_batch_of_mixed_tasks_is_its_examples_one_by_one(
     any_causal, instructions, inputs, labels, piece, trained, distance

@@ -104,8 +104,9 @@ def test_cost_is_relative_to_the_concatenated_backbone_and_weights_are_named(eva
     assert 0 < metrics(run, "no_instruction")["relative_flops"] < 1
     assert metrics(run, "tagi")["relative_flops"] == metrics(run, "wrong_instruction")["relative_flops"]
     assert metrics(run, "tagi")["relative_flops_formula"] > 0
+    # the mean adapter generates nothing for a test task, another task's reads two instructions
     assert (
-        metrics(run, "mean_adapter")["flops"] == metrics(run, "tagi")["flops"] < metrics(run, "wrong_adapter")["flops"]
+        metrics(run, "mean_adapter")["flops"] < metrics(run, "tagi")["flops"] < metrics(run, "wrong_adapter")["flops"]
     )
     assert metrics(run, "nearest_teacher")["flops"] == metrics(run, "mean_teachers")["flops"]
     for system in ("mean_adapter", "mean_teachers", "nearest_teacher"):

@@ -121,6 +121,17 @@ def test_mean_adapter_and_wrong_adapter_keep_fusion_and_memory_of_the_right_inst
     assert all(torch.allclose(wrong.lora.b[site], expected.b[site], atol=1e-6) for site in expected.b)
 
 
+def test_memory_holds_nothing_of_the_lora_that_was_replaced(model, tokens, given):
+    batch = batch_of(tokens, ["a", "b"], [0, 1])
+    runner = SystemRunner(SYSTEMS["wrong_adapter"], model, Controls(model, instructions=given))
+    with torch.no_grad():
+        own, wrong = model.adapt(batch.instruction), model.adapt(given.wrong(batch.tasks))
+        expected = model(batch.input, batch.labels, replace(own, lora=wrong.lora), batch.task_index)
+        own_logits = model(batch.input, batch.labels, own, batch.task_index)
+    assert torch.allclose(runner.forward(batch), expected, atol=1e-5)  # float32, sums in another order
+    assert not torch.allclose(own_logits, expected, atol=1e-3)
+
+
 def test_lora_only_is_the_generated_lora_and_nothing_else(model, tokens):
     batch = batch_of(tokens, ["a", "b"], [0, 1])
     whole, alone = (SystemRunner(SYSTEMS[name], model).condition(batch)[1] for name in ("tagi", "lora_only"))

@@ -229,17 +229,15 @@ def lora_alone(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapte
 def other_generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
     """Returns another task's LoRA with fusion and memory of the right instruction, which isolates the hypernetwork."""
     wrong = adapt(controls.instructions.wrong(batch.tasks).to(batch.task_index.device))
-    return replace(adapt(batch.instruction), lora=wrong.lora, prefix=wrong.prefix)
+    return _in_place(controls.model, batch, wrong.lora, wrong.prefix)
 
 
 def mean_generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
     """Returns the mean LoRA of the training instructions with fusion and memory of the right instruction."""
     mean = controls.mean_generated
-    return replace(
-        adapt(batch.instruction),
-        lora=_repeat(mean.lora.lora, batch) if mean.lora is not None else None,
-        prefix=mean.prefix.map(partial(_expand, batch=batch)) if mean.prefix is not None else None,
-    )
+    lora = _repeat(mean.lora.lora, batch) if mean.lora is not None else None
+    prefix = mean.prefix.map(partial(_expand, batch=batch)) if mean.prefix is not None else None
+    return _in_place(controls.model, batch, lora, prefix)
 
 
 def taught(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
@@ -256,6 +254,17 @@ def nearest_taught(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAd
     """Returns the teacher of the most similar training instruction."""
     rows = [controls.nearest[task].category for task in batch.tasks]
     return TaskAdapter(controls.teachers(torch.tensor(rows, device=batch.category.device)))
+
+
+def _in_place(
+    model: TagiModel, batch: TaskBatch, lora: LoraWeights | None, prefix: PrefixWeights | None
+) -> TaskAdapter:
+    """Returns fusion and memory of the batch's instructions under a LoRA and a prefix that are not theirs.
+
+    They are computed anew: keys, values and states that were prepared before hold the instruction's own LoRA.
+    """
+    with torch.no_grad(), model.backbone.lock:
+        return model.backbone.prepare(model.conditioned(model.encode_instructions(batch.instruction), lora, prefix))
 
 
 def _expand(tensor: Tensor, batch: TaskBatch) -> Tensor:

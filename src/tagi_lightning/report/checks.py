@@ -76,10 +76,10 @@ def count(metrics: Mapping[str, Any], task: str) -> int | None:
 
 
 def check_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Refuses a stage's run.json that does not tell what the stage started from, or whose figures cannot be computed with.
+    """Refuses a stage's run.json of an older layout, or whose figures cannot be computed with.
 
     Raises:
-        ReportError: If it is of an older layout, or one is of another type.
+        ReportError: If it does not tell what the stage started from, or a figure is of another type.
     """
     if "init_from" not in record:
         raise ReportError(f"{path} is of an older layout, without init_from: train again")

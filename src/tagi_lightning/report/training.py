@@ -11,6 +11,7 @@ from typing import Any
 from tagi_lightning.report.checks import check_record
 from tagi_lightning.report.files import ReportError, read_file, read_options
 
+
 @dataclass(frozen=True)
 class Training:
     """One stage.
