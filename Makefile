@@ -33,8 +33,8 @@ $(call known,SETTING,def def+2pos)
 $(if $(SYSTEM),$(call known,SYSTEM,$(call names,systems)))
 $(if $(shell echo '$(SEED)' | grep -xE '[0-9]+'),,$(error SEED=$(SEED) is not a whole number))
 
-# TAGI-LoRA on a pretrained decoder-only model starts from fresh weights and has no teachers
-CHAIN := $(if $(filter smollm2-135m,$(SIZE)),distill evaluate,$(if $(filter tiny,$(SIZE)),$(if $(BACKBONE),,pretrain-backbone)) teachers pretrain align distill evaluate)
+# TAGI-LoRA on a pretrained decoder-only model starts from fresh weights and has no teachers; nor has XXL, as in the paper
+CHAIN := $(if $(filter smollm2-135m,$(SIZE)),distill evaluate,$(if $(filter xxl,$(SIZE)),pretrain distill evaluate,$(if $(filter tiny,$(SIZE)),$(if $(BACKBONE),,pretrain-backbone)) teachers pretrain align distill evaluate))
 
 # what a stage reads: tasks, plain text, or the backbone's mixture
 source_pretrain-backbone := -backbone

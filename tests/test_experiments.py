@@ -116,9 +116,10 @@ def test_every_row_of_every_table_parses(monkeypatch, tmp_path, taskset):
         config = parse(monkeypatch, job.command)
         [part] = job.files.values()
         asked = dict(flatten(yaml.safe_load(part)))
-        for name in [name for name, value in asked.items() if value == "auto"]:
-            del asked[name]  # the run's own, whose path the job's command gives
+        for name in [name for name, value in asked.items() if value in ("auto", "pretrain", "align")]:
+            stage = asked.pop(name)  # the run's own, whose path the job's command gives
             assert Path(config[name]).name == "model", (job.name, name)
+            assert stage in ("auto", Path(config[name]).parent.name), (job.name, name)
         assert {name: config[name] for name in asked} == asked, job.name
 
 

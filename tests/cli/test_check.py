@@ -78,7 +78,7 @@ def test_every_fault_is_told_in_one_run(begun, task_set, tmp_path, capsys):
         "backbone.dtype",
         victims[0].stem,
         victims[1].name,
-        "starts from the pretrained hypernetwork",
+        "starts from what pretrain trained",
         str(begun / "teachers" / "model"),
     ):
         assert fault in err, fault

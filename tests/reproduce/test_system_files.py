@@ -32,7 +32,7 @@ def test_a_part_is_what_the_system_says_of_the_stage(tmp_path):
     assert system.part("pretrain") == {"model": {"init_args": {"tagi": tagi}}}
     assert system.part("distill") == {
         "model": {
-            "init_args": {"tagi": tagi | {"decoder_memory": True}, "init_from": "auto", "loss": {"lambda1": 0.0}}
+            "init_args": {"tagi": tagi | {"decoder_memory": True}, "init_from": "pretrain", "loss": {"lambda1": 0.0}}
         },
         "data": {"init_args": {"categories": 6}},
     }
@@ -45,7 +45,10 @@ def test_a_part_is_what_the_system_says_of_the_stage(tmp_path):
         system.part("align")
 
 
-@pytest.mark.parametrize(("chain", "source"), [(["distill"], "none"), (["pretrain", "align", "distill"], "auto")])
+@pytest.mark.parametrize(
+    ("chain", "source"),
+    [(["distill"], "none"), (["pretrain", "distill"], "pretrain"), (["pretrain", "align", "distill"], "align")],
+)
 def test_distill_starts_where_the_chain_says(tmp_path, chain, source):
     system = load_system(write(tmp_path, x={"title": "x", "chain": chain}) / "x.yaml")
     assert system.part("distill") == {"model": {"init_args": {"init_from": source}}}

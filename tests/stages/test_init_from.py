@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from commands import command, copy_stages, same_tensors, tagi, weights
+from commands import command, copy_stages, record_of, same_tensors, tagi, weights
 
 STILL = ["--trainer.max_steps=1", "--model.init_args.optimizer.lr=0"]
 """One step that moves nothing, so that a model shows where it came from."""
@@ -43,6 +43,23 @@ def test_an_ablation_of_alignment_never_starts_from_aligned_weights(chain, task_
     assert distill(tmp_path, task_set, ablation) == 0
     assert "align" not in passed(tmp_path, "distill")
     assert same_tensors(weights(tmp_path, "distill"), weights(chain, "pretrain"))
+
+
+@pytest.mark.parametrize("stage", ["align", "pretrain"])
+def test_a_stage_is_that_of_the_run_whatever_the_loss(chain, task_set, tmp_path, stage, capsys):
+    copy_stages(chain, tmp_path, "pretrain-backbone", "pretrain", "align")
+    options = ["--model.init_args.teachers=none", f"--model.init_args.init_from={stage}"]
+    assert distill(tmp_path, task_set, *options, "--model.init_args.loss.lambda1=0") == 0
+    assert same_tensors(weights(tmp_path, "distill"), weights(chain, stage))
+    assert f"from {tmp_path / stage / 'model'}" in capsys.readouterr().out
+    assert record_of(tmp_path, "distill")["init_from"] == str(tmp_path / stage / "model")
+
+
+def test_a_stage_that_the_run_has_not_is_told(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path, "pretrain-backbone", "pretrain")
+    options = ["--model.init_args.teachers=none", "--model.init_args.init_from=align"]
+    assert distill(tmp_path, task_set, *options, "--model.init_args.loss.lambda1=0") == 1
+    assert "make it: make align" in capsys.readouterr().err
 
 
 def test_none_is_fresh_weights(chain, task_set, tmp_path):

@@ -151,7 +151,8 @@ def train(cli: FitCLI) -> int:
     if path:
         tell(f"{name}: going on from {path}, step {step} of {trainer.max_steps}", flush=True)
     else:
-        tell(f"{name}: starting in {folder}", flush=True)
+        start = stage.initial_folder()
+        tell(f"{name}: starting in {folder}{f', from {start}' if start else ''}", flush=True)
     record = RunRecord(folder, facts_of(cli)) if trainer.is_global_zero else None
     status = "failed"
     try:

@@ -52,7 +52,7 @@ class System:
         if stage in CHAIN and tagi:
             part["model"] = {"init_args": {"tagi": tagi}}
         if stage == "distill":  # whatever a size does by itself
-            source = "none" if self.chain[0] == stage else "auto"
+            source = ("none", *self.chain)[self.chain.index(stage)]
             part = merge(part, {"model": {"init_args": {"init_from": source}}})
         if stage == "teachers" and "lora" in tagi:
             part["model"] = {"init_args": {"lora": tagi["lora"]}}

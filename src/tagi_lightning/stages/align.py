@@ -77,7 +77,7 @@ class Alignment(TagiStage):
             alignment: How adapters are compared.
             optimizer: Optimizer and schedule.
             teachers: auto for this run's teachers, or a folder.
-            init_from: auto for this run's pretrained hypernetwork, none, or a model folder.
+            init_from: auto or pretrain for this run's pretrained hypernetwork, none, or a model folder.
             instruction_cache_mb: Memory for the frozen backbone's states over instructions, each encoded once; 0 for
                 none.
         """

@@ -85,7 +85,7 @@ class Distillation(TagiStage):
     """
 
     stage_name = "distill"
-    previous: tuple[str, ...] = ("align", "pretrain")
+    previous = ("align", "pretrain")
     monitor = "val/rougeL"
 
     def __init__(
@@ -118,7 +118,8 @@ class Distillation(TagiStage):
                 the backbone under the category's LoRA (eq. 5), backbone for the bare one, or a folder: another
                 system trained on this backbone (Tk-Instruct, Metatrain), or a Hugging Face model of the same
                 vocabulary.
-            init_from: auto for this run's aligned or pretrained hypernetwork, none, or a model folder.
+            init_from: align or pretrain for this run's aligned or pretrained hypernetwork, auto for the former where it
+                is there and L_ins part of the loss, else the latter; none; or a model folder.
             instruction_cache_mb: Memory for the frozen backbone's states over instructions, each encoded once; 0 for
                 none, which a backbone needs that trains and reads instructions.
         """
@@ -128,13 +129,16 @@ class Distillation(TagiStage):
         self.teachers = teachers
         self.logits_teacher = logits_teacher
         self.teacher_cache: TeacherCache | None = None
-        if not self.aligns:  # nothing of an ablation of alignment has passed through align
-            if loss.lambda2 and not (loss.weight_pred or loss.lambda1):
-                raise ValueError(
-                    "the loss is L_ins alone, and there is none: it compares a generated LoRA "
-                    "(hypernetwork.writes) with the teachers' (teachers=none); set loss.weight_pred or loss.lambda1"
-                )
-            self.previous = ("pretrain",)
+        if not self.aligns and loss.lambda2 and not (loss.weight_pred or loss.lambda1):
+            raise ValueError(
+                "the loss is L_ins alone, and there is none: it compares a generated LoRA "
+                "(hypernetwork.writes) with the teachers' (teachers=none); set loss.weight_pred or loss.lambda1"
+            )
+
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """As elsewhere, but without `align` where L_ins is off: an ablation of alignment has passed through none."""
+        return self.previous if self.aligns else ("pretrain",)
 
     @property
     def aligns(self) -> bool:

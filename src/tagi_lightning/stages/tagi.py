@@ -26,12 +26,13 @@ from tagi_lightning.storage.serialization import check_backbone, load_tagi_weigh
 class TagiStage(Stage):
     """A stage that trains a `TagiModel`.
 
-    `init_from` says where its weights start: `auto` is the chain's previous stage that this run has and needs,
-    `none` fresh weights, anything else a model folder. It is never an interrupted run's checkpoint.
+    `init_from` says where its weights start: `auto` is the chain's previous stage that this run has and needs, the name
+    of one of `previous` that stage of this run, `none` fresh weights, anything else a model folder. It is never an
+    interrupted run's checkpoint.
     """
 
-    previous: tuple[str, ...] = ()
-    """Stages that `init_from=auto` may start from, latest first; the last one is required."""
+    previous: ClassVar[tuple[str, ...]] = ()
+    """Stages of a run that this one may start from, latest first."""
 
     reads_memory: ClassVar[bool] = True
     """Whether a training step needs the keys and values of the decoder memory."""
@@ -56,7 +57,7 @@ class TagiStage(Stage):
             tagi: Adapter, hypernetwork, fusion and memory.
             optimizer: Optimizer and schedule.
             generation: How validation decodes.
-            init_from: auto, none or a model folder.
+            init_from: auto, a stage of `previous`, none, or a model folder.
             instruction_cache_mb: Memory for the states of instructions that come again in every epoch; 0 for none.
         """
         super().__init__(run, backbone, optimizer)
@@ -116,25 +117,30 @@ class TagiStage(Stage):
             return self.instruction_cache.encode(instruction)
         return self.model.encode_instructions(instruction, self.reads_memory)
 
+    @property
+    def automatic(self) -> tuple[str, ...]:
+        """The stages that `init_from=auto` stands for, latest first; the last one is required."""
+        return self.previous
+
     def initial_folder(self) -> Path | None:
         """Returns the model folder that `init_from` stands for, or None for fresh weights.
 
         Raises:
-            MissingInputError: If it is not there.
+            MissingInputError: If this run is to have it and has not.
         """
-        if self.init_from == "none" or (self.init_from == "auto" and not self.previous):
+        if self.init_from == "none":
             return None
-        if self.init_from != "auto":
+        if self.init_from != "auto" and self.init_from not in self.previous:
             return Path(self.init_from)
-        for stage in self.previous:
-            folder = self.run / stage / MODEL
-            if folder.is_dir():
-                return folder
-        needed = self.previous[-1]
-        raise MissingInputError(
-            f"{self.stage_name} starts from the pretrained hypernetwork, and {self.run / needed / MODEL} is not there; "
-            f"make it: make {needed}, or go on without: --model.init_args.init_from=none"
-        )
+        stages = self.automatic if self.init_from == "auto" else (self.init_from,)
+        folders = [self.run / stage / MODEL for stage in stages]
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        if stages and found is None:
+            raise MissingInputError(
+                f"{self.stage_name} starts from what {stages[-1]} trained, and {folders[-1]} is not there; "
+                f"make it: make {stages[-1]}, or go on without: --model.init_args.init_from=none"
+            )
+        return found
 
     def log_adapter(self, adapter: TaskAdapter, batch_size: int) -> None:
         """Logs norms of A, B and B A by stack, and the fusion gates."""
