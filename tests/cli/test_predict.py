@@ -95,6 +95,8 @@ OPTIONS = [
     (["--input", "b", "--instruction", "a", "--definition", "c"], "got --instruction and --definition"),
     (["--inputs", "/absent/file", "--instruction", "a"], "No such file or directory: '/absent/file'"),
     (["--input", "b", "--instruction", "a", "--batch_size", "0"], "--batch_size must be at least 1"),
+    (["--input", "b", "--instruction", "a", "--num_beams", "0"], "--num_beams must be at least 1, got 0"),
+    (["--input", "b", "--instruction", "a", "--max_new_tokens", "-1"], "--max_new_tokens must be at least 1, got -1"),
     (["--input", "b", "--instruction", "a", "--backbone", "/absent"], "where it lies now: --backbone DIR"),
 ]
 

@@ -11,6 +11,7 @@ from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.splits import ValSplit, arrange, hold_out
 from tagi_lightning.data.task import TaskSplits
 from tagi_lightning.data.task_file import parse_object, parse_task, read_document, read_text
+from tagi_lightning.options import check_range
 
 ADVICE = (
     "Give a JSONL file with rows {task, instruction, input, output} and optionally category, demonstrations, id and "
@@ -63,8 +64,7 @@ def read_custom(
         DataError: If anything is wrong; one message names every problem by file and line.
         ValueError: If an option is out of its range.
     """
-    if not 0 <= test_share <= 1:
-        raise ValueError(f"test_share={test_share}: give a share from 0 (no test tasks) to 1 (test tasks only)")
+    check_range({"test_share": test_share}, least=0, most=1)
     report = report or DataReport(str(path))
     sources = _sources(path, report)
     report.raise_if_errors(ADVICE)

@@ -20,6 +20,7 @@ import yaml
 from tagi_lightning.data.synthetic import RECORD, VOCABULARY_SIZE, write_lines, write_once
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS
 from tagi_lightning.data.vocabulary import train_vocabulary
+from tagi_lightning.options import check_range
 
 GENERATOR_VERSION = 1
 """Changes whenever the same configuration would give other files."""
@@ -58,8 +59,8 @@ class SyntheticP3Config:
     documents_per_template: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.train_rows, self.shot_rows, self.test_rows, self.documents_per_template) < 1:
-            raise ValueError("train_rows, shot_rows, test_rows and documents_per_template must be at least 1")
+        counts = ("train_rows", "shot_rows", "test_rows", "documents_per_template")
+        check_range({name: getattr(self, name) for name in counts}, least=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
 from tagi_lightning.losses import alignment_loss, update_cosine
 from tagi_lightning.model import TagiConfig
+from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.storage.serialization import load_bank
@@ -29,6 +30,9 @@ class AlignmentConfig:
     scale: float = 100.0
     """Multiplies L_ins. 1 with mean is the paper's letter, whose gradient is hundreds of times smaller than that of
     L_pred; at 100 it is about a fifth."""
+
+    def __post_init__(self) -> None:
+        check_range({"alignment.scale": self.scale}, least=0)
 
     def loss(self, generated: LoraWeights, taught: LoraWeights) -> Tensor:
         """Returns L_ins of each task [T]."""

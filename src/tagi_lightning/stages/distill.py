@@ -22,6 +22,7 @@ from tagi_lightning.losses import (
     prediction_loss,
 )
 from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.options import check_range
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, resolve_backbone
 from tagi_lightning.stages.logits_teacher import load_teacher_folder
@@ -47,8 +48,7 @@ class TeacherCacheConfig:
     """Where the files lie; null for `teachers` beside the data's token caches, which all runs on that data share."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"loss.teacher_cache.top_k must be at least 1, got {self.top_k}")
+        check_range({"loss.teacher_cache.top_k": self.top_k}, least=1)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if not (self.weight_pred or self.lambda1 or self.lambda2):
             raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 are all 0: nothing would be trained")
-        if min(self.weight_pred, self.lambda1) < 0 or (self.lambda2 != "sigmoid" and float(self.lambda2) < 0):
-            raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 must not be negative")
-        if self.temperature <= 0:
-            raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
+        lambda2 = None if self.lambda2 == "sigmoid" else self.lambda2
+        weights = {"weight_pred": self.weight_pred, "lambda1": self.lambda1, "lambda2": lambda2}
+        check_range({f"loss.{name}": weight for name, weight in weights.items()}, least=0)
+        check_range({"loss.temperature": self.temperature}, above=0)
 
 
 class Distillation(TagiStage):

@@ -18,6 +18,7 @@ from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.evaluation.systems import answer, to_predictions
 from tagi_lightning.losses import prediction_loss, update_norms
 from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
 from tagi_lightning.stages.sharing import gather_rows
 from tagi_lightning.storage.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
@@ -61,6 +62,7 @@ class TagiStage(Stage):
             instruction_cache_mb: Memory for the states of instructions that come again in every epoch; 0 for none.
         """
         super().__init__(run, backbone, optimizer)
+        check_range({"instruction_cache_mb": instruction_cache_mb}, least=0)
         self.tagi_config = tagi
         self.generation = generation
         self.init_from = init_from

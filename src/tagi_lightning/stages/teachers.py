@@ -16,6 +16,7 @@ from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.losses import update_norms
+from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import OptimizerConfig, Stage
 from tagi_lightning.storage.serialization import save_bank
 from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule
@@ -55,11 +56,13 @@ class TeacherTraining(Stage):
                 bare backbone; 0 for no report.
 
         Raises:
-            ValueError: If another optimizer than adamw is asked for.
+            ValueError: If another optimizer than adamw is asked for, or a number is out of its range.
         """
         super().__init__(run, backbone, optimizer)
         if optimizer.name != "adamw":
             raise ValueError(f"teachers train with optimizer.name=adamw, got {optimizer.name}")
+        check_range({"patience": patience}, least=1, otherwise="null to stop no teacher")
+        check_range({"report_instances": report_instances}, least=0)
         self.lora = lora
         self.patience = patience
         self.report_instances = report_instances

@@ -24,6 +24,7 @@ from tagi_lightning.data.task import Demonstration
 from tagi_lightning.evaluation.systems import answer
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.inspection.adapters import update_norms
+from tagi_lightning.options import check_range
 from tagi_lightning.peft_io import Exporter
 from tagi_lightning.ui.known import KnownTasks
 
@@ -45,9 +46,7 @@ class Limits:
     """Users whose requests are under way or wait."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"--max_{name} must be at least 1, got {value}")
+        check_range({f"--max_{name}": value for name, value in vars(self).items()}, least=1)
 
     @property
     def instruction_characters(self) -> int:
