@@ -144,9 +144,9 @@ def test_numbers_out_of_range_are_refused_before_anything_is_read(option, value,
 
 
 def test_shares_out_of_range_are_refused_before_anything_is_read():
-    with pytest.raises(ValueError, match="^val_share must be above 0 and below 1, got 1"):
+    with pytest.raises(ValueError, match=r"^val_share must be above 0 and below 1, got 1"):
         SNIDataModule("nowhere", "tokenizer", val_split="tasks", val_share=1.0)
-    with pytest.raises(ValueError, match="^test_share must be at least 0 and at most 1, got 2"):
+    with pytest.raises(ValueError, match=r"^test_share must be at least 0 and at most 1, got 2"):
         CustomDataModule("nowhere", "tokenizer", test_share=2)
 
 

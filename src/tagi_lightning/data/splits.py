@@ -34,13 +34,11 @@ def check_counts(max_train_instances: int | None, max_test_instances: int | None
     """Refuses numbers of instances that would choose others than the first ones, or none.
 
     Raises:
-        ValueError: If one is too small, or instances are to be held out where all are for training.
+        ValueError: If one is too small.
     """
     check_range({"max_train_instances": max_train_instances}, least=1)
     check_range({"max_test_instances": max_test_instances}, least=1, otherwise="null for all")
     check_range({"held_out_instances": held_out_instances}, least=0)
-    if held_out_instances and max_train_instances is None:
-        raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
 
 
 def held_out_count(total: int, share: float) -> int:
@@ -138,6 +136,8 @@ def arrange(
         train = kept
     report.raise_if_errors(advice)
     if held_out_instances:
+        if max_train_instances is None:
+            raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
         val_split = "none" if val_split == "instances" else val_split
         shuffled = [training_instances(task, seed, max_train_instances, held_out_instances) for task in train]
     else:

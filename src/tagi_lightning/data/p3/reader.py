@@ -73,6 +73,8 @@ def read_p3(
     """
     check_counts(max_train_instances, max_test_instances, held_out_instances)
     check_range({"shots": shots}, least=0)
+    if held_out_instances and max_train_instances is None:
+        raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
     report = report or DataReport(str(folder))
     lists = folder / LISTS if (folder / LISTS).is_file() else None
     for path in (folder, templates):
