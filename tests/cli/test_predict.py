@@ -48,6 +48,12 @@ def test_one_input_is_answered_as_in_python(chain, predict):
     assert "1 answers in" in said
 
 
+@pytest.mark.parametrize("text", ["null", "~", "# a comment", "", "[1, 2]", "- a"])
+def test_words_are_taken_as_they_are_whatever_they_mean_in_yaml(chain, predict, text):
+    code, rows, said = predict("--instruction", text or "null", f"--input={text}")
+    assert (code, rows) == (0, [{"id": 1, "output": expected(chain, text or "null", [text])[0]}]), said
+
+
 def test_a_file_is_answered_in_order_and_bad_lines_are_told(chain, predict, tmp_path):
     lines = [
         {"input": "owl cat crow", "id": "first"},

@@ -126,4 +126,4 @@ class Printer:
         return 1 if self.refused else 0
 
 
-main = options_of(predict)
+main = options_of(predict, texts=("instruction", "definition", "input"))

@@ -6,17 +6,17 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.prompts import Form, PlainForm, PromptAssembler, PromptForm
-from tagi_lightning.data.report import DataReport
+from tagi_lightning.data.report import DataReport, shortened
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.task_file import parse_object, parse_task, read_document, read_text
 
@@ -43,6 +43,24 @@ class Instruction:
     demonstrations: tuple[Demonstration, ...] = ()
     name: str = ""
 
+    @classmethod
+    def of(cls, text: object, demonstrations: Iterable[object] = ()) -> Self:
+        """Returns the instruction that a caller gives, refusing what would silently become another one.
+
+        Args:
+            text: The definition of the task.
+            demonstrations: Pairs of input and output, or mappings with these two keys.
+
+        Raises:
+            TypeError: If the definition is no text, or an example neither such a pair nor such a mapping.
+            ValueError: If the definition is empty.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"an instruction is one text, got {shortened(repr(text))}")
+        if not text.strip():
+            raise ValueError("the instruction is empty; say in words what the task is")
+        return cls(text, tuple(map(_demonstration, demonstrations)))
+
     @property
     def folder_name(self) -> str:
         """A folder's name that is safe on every system and differs where instructions differ."""
@@ -51,6 +69,20 @@ class Instruction:
         shown = [[each.input, each.output] for each in self.demonstrations]
         digest = hashlib.sha256(json.dumps([self.name, self.text, shown]).encode()).hexdigest()[:12]
         return f"{slug or 'instruction'}-{digest}"
+
+
+def _demonstration(given: object) -> Demonstration:
+    match given:
+        case Demonstration():
+            return given
+        case {"input": str(shown), "output": str(answer), **others} if not others:
+            return Demonstration(shown, answer)
+        case (str(shown), str(answer)):
+            return Demonstration(shown, answer)
+    raise TypeError(
+        'a demonstration is a pair of texts, ("2 3", "5"), or {"input": "2 3", "output": "5"}; '
+        f"got {shortened(repr(given))}"
+    )
 
 
 def read_task_instruction(path: Path) -> Instruction:

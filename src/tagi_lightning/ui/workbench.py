@@ -155,7 +155,7 @@ class Workbench:
             raise LimitError(f"The instruction has {tokens} tokens with its examples; at most {most} are allowed here.")
         with self._turn():
             start = time.perf_counter()
-            adapter = self.loaded.adapt(instruction)
+            adapter = next(self.loaded.adapt_all([instruction]))
             seconds = time.perf_counter() - start
             assert adapter.lora is not None
             nearest = self.known.nearest(adapter.lora) if self.known is not None else ()
