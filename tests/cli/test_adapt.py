@@ -220,6 +220,7 @@ def test_many_adapters_go_into_one_folder_and_one_of_them_into_a_peft_folder(mod
 
 def test_examples_that_a_model_does_not_read_are_told_of_folders_and_stacks_alike(save, tmp_path, capsys):
     model = save("definitions", TagiConfig(LoraConfig(rank=4), **ALONE), replace(PROMPTS, demonstrations=0))
+    capsys.readouterr()  # a bar of the loading
     told = "the model was trained on definitions alone; it reads no examples\n"
     options = ["--model", model, "--instruction", TEXT, "--positive", json.dumps(SHOWN)]
     code, _, said = adapt(capsys, *options, "--output", tmp_path / "one")

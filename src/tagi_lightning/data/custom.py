@@ -67,7 +67,8 @@ def read_custom(
     check_range({"test_share": test_share}, least=0, most=1)
     report = report or DataReport(str(path))
     sources = _sources(path, report)
-    report.raise_if_errors(ADVICE)
+    if not sources:
+        report.raise_if_errors(ADVICE)
     tasks = []
     for source in sources:
         task = parse_task(source.document, source.name, report, source.where, source.place)
