@@ -6,7 +6,7 @@ import pytest
 import torch
 from commands import copy_stages, make, tagi, tagi_commands
 
-from tagi_lightning.cli.check_options import brief
+from tagi_lightning.cli.errors import brief
 from tagi_lightning.stages.base import Stage
 
 
