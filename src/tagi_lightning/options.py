@@ -75,5 +75,5 @@ def check_range(
     allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit)) or "finite"
     allowed += f", or {otherwise}" if otherwise else ""
     for name, value in options.items():
-        if value is not None and not (math.isfinite(value) and least <= value <= most and above < value < below):
+        if value is not None and not (least <= value <= most and above < value < below):
             raise ValueError(f"{name} must be {allowed}, got {value}")
