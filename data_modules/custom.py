@@ -6,9 +6,9 @@ from typing import Any
 
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.custom import read_custom
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import TaskSplits
-from tagi_lightning.options import check_range
 
 
 class CustomDataModule(InstructionDataModule):

@@ -19,6 +19,7 @@ from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.data.paraphrase import paraphrase
 from tagi_lightning.data.prompts import PlainForm, PromptAssembler, PromptForm
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, task_lengths
@@ -27,7 +28,6 @@ from tagi_lightning.data.task import Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
 from tagi_lightning.data.tokenizer import load_tokenizer
-from tagi_lightning.options import check_range
 
 DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
 """Demonstrations an instruction shows in each setting."""

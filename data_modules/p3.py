@@ -9,9 +9,9 @@ from typing import Any, Literal
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.p3 import exchange_datasets, read_p3
 from tagi_lightning.data.prompts import PlainForm
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Task, TaskSplits
-from tagi_lightning.options import check_range
 
 
 class P3DataModule(InstructionDataModule):

@@ -23,6 +23,7 @@ from tagi_lightning.data.pretraining import (
     SegmentCollator,
     sentinel_ids,
 )
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.text import (
     DocumentUnit,
     TextBatchSampler,
@@ -32,7 +33,6 @@ from tagi_lightning.data.text import (
     split_documents,
 )
 from tagi_lightning.data.tokenizer import load_tokenizer
-from tagi_lightning.options import check_range
 
 
 class PlainTextDataModule(L.LightningDataModule):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraSite, SiteGroups
-from tagi_lightning.options import check_range
 from tagi_lightning.pooling import PoolingKind
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Options as nested mappings and by dotted name, their ranges, and what type a value of a file is of."""
+"""Options as nested mappings and by dotted name, and what type a value of a file is of."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -47,33 +46,3 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is hint
-
-
-def check_range(
-    options: Mapping[str, float | None],
-    *,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-    otherwise: str = "",
-) -> None:
-    """Refuses numbers outside a range, and those that are not finite.
-
-    Args:
-        options: Values by the names of their options; None passes.
-        least: The smallest that is allowed.
-        above: What all must be above.
-        most: The largest that is allowed.
-        below: What all must be below.
-        otherwise: What is allowed besides, and what it means, e.g. null for all.
-
-    Raises:
-        ValueError: If one is outside; the message names the option, what is allowed and the value.
-    """
-    limits = {"at least": least, "above": above, "at most": most, "below": below}
-    allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit)) or "finite"
-    allowed += f", or {otherwise}" if otherwise else ""
-    for name, value in options.items():
-        if value is not None and not (least <= value <= most and above < value < below):
-            raise ValueError(f"{name} must be {allowed}, got {value}")

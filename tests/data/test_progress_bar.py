@@ -30,8 +30,8 @@ def test_elsewhere_a_long_loop_gets_lines(monkeypatch, capsys):
         progress.update(1_500_000)
     list(progress_bar(iter("a"), "reading", "row"))
     assert capsys.readouterr().err.splitlines() == [
-        "tokenising 9 tasks: 1 of 2 chunk, 0 s left",
-        "tokenising 9 tasks: 2 of 2 chunk, 0 s left",
-        "tokenising text: 1.50M of 4.00M B, 0 s left",
+        "tokenising 9 tasks: 1 of 2 chunk",
+        "tokenising 9 tasks: 2 of 2 chunk",
+        "tokenising text: 1.50M of 4.00M B",
         "reading: 1 row",
     ]

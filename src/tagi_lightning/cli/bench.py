@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from tagi_lightning.cli.command import options_of
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 
 
 def bench(

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from tagi_lightning.cli.command import options_of, say
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.data.task import Task

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.cli.instructions import one_instruction
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.inference.answering import Answerer

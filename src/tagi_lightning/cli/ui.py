@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagi_lightning.cli.command import options_of, say
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.data.instruction import Instruction

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.splits import ValSplit, arrange, hold_out
 from tagi_lightning.data.task import TaskSplits
 from tagi_lightning.data.task_file import parse_object, parse_task, read_document, read_text
-from tagi_lightning.options import check_range
 
 ADVICE = (
     "Give a JSONL file with rows {task, instruction, input, output} and optionally category, demonstrations, id and "

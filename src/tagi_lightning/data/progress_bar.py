@@ -11,8 +11,6 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from tagi_lightning.durations import duration
-
 INTERVAL = 30.0
 """Seconds before the first line, and between lines."""
 
@@ -35,7 +33,6 @@ class ProgressLines:
     total: int
     unit_scale: bool
     done: int = 0
-    start: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
 
     def __iter__(self) -> Iterator[Any]:
@@ -58,12 +55,9 @@ class ProgressLines:
         if now - self.last < INTERVAL:
             return
         self.last = now
-        done, total = (tqdm.format_sizeof(n) if self.unit_scale else str(n) for n in (self.done, self.total))
-        whole, left = "", ""
-        if self.total and self.done:
-            whole = f" of {total}"
-            left = f", {duration((now - self.start) / self.done * (self.total - self.done))} left"
-        print(f"{self.description}: {done}{whole} {self.unit}{left}", file=sys.stderr, flush=True)
+        numbers = [self.done, self.total] if self.total else [self.done]
+        told = " of ".join(tqdm.format_sizeof(n) if self.unit_scale else str(n) for n in numbers)
+        print(f"{self.description}: {told} {self.unit}", file=sys.stderr, flush=True)
 
 
 def progress_bar(

@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.subsets import select_categories
 from tagi_lightning.data.task import Instance, Task, TaskSplits
-from tagi_lightning.options import check_range
 
 ValSplit = Literal["none", "categories", "tasks", "instances"]
 """What validation holds out: nothing, whole categories, whole tasks, or a part of each task's instances."""

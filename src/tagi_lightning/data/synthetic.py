@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS, Operation
 from tagi_lightning.data.vocabulary import train_vocabulary
-from tagi_lightning.options import check_range
 
 GENERATOR_VERSION = 1
 """Changes whenever the same configuration would give other files."""

@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.synthetic import RECORD, VOCABULARY_SIZE, write_lines, write_once
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS
 from tagi_lightning.data.vocabulary import train_vocabulary
-from tagi_lightning.options import check_range
 
 GENERATOR_VERSION = 1
 """Changes whenever the same configuration would give other files."""

@@ -14,11 +14,11 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.data.batch import Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.labelled import LabelledInput
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.metrics import exact_match, rouge
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights, initial_a
 from tagi_lightning.losses import prediction_loss
-from tagi_lightning.options import check_range
 from tagi_lightning.peft_io.exporting import pieces_besides_lora
 
 

@@ -16,7 +16,7 @@ from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
 from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES, refuse_float16
-from tagi_lightning.options import check_range
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.stages.sharing import over_devices, part_weight
 from tagi_lightning.storage.serialization import ModelFolderError
 

@@ -13,6 +13,7 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.caches.teacher_logits import TeacherCache, adapter_digests, example_keys
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.losses import (
     Lambda2,
@@ -22,7 +23,6 @@ from tagi_lightning.losses import (
     prediction_loss,
 )
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.options import check_range
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, resolve_backbone
 from tagi_lightning.stages.logits_teacher import load_teacher_folder

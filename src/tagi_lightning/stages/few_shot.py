@@ -12,8 +12,8 @@ import torch
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.losses import prediction_loss
-from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import OptimizerConfig
 
 

@@ -13,12 +13,12 @@ from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.evaluation.systems import answer, to_predictions
 from tagi_lightning.losses import prediction_loss, update_norms
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
 from tagi_lightning.stages.sharing import gather_rows
 from tagi_lightning.storage.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi

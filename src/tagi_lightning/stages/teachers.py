@@ -13,10 +13,10 @@ from transformers import get_scheduler
 from tagi_lightning.backbones import BackboneConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.progress_bar import progress_bar
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.losses import update_norms
-from tagi_lightning.options import check_range
 from tagi_lightning.stages.base import OptimizerConfig, Stage
 from tagi_lightning.storage.serialization import save_bank
 from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule

@@ -16,9 +16,9 @@ from torch import Tensor
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.data.batch import Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.losses import prediction_loss
-from tagi_lightning.options import check_range
 
 
 def teacher_losses(

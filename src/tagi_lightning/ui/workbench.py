@@ -20,11 +20,11 @@ from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.evaluation.systems import answer
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.inspection.adapters import update_norms
-from tagi_lightning.options import check_range
 from tagi_lightning.peft_io import Exporter
 from tagi_lightning.ui.known import KnownTasks
 

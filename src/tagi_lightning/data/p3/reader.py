@@ -13,10 +13,10 @@ from tagi_lightning.data.p3.render import PromptTemplate
 from tagi_lightning.data.p3.rewrite import TemplateProblem
 from tagi_lightning.data.p3.rows import Rows, open_rows
 from tagi_lightning.data.p3.templates import TemplateSource, read_templates
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.splits import ValSplit, check_counts, split_validation
 from tagi_lightning.data.task import Task, TaskSplits
-from tagi_lightning.options import check_range
 
 TEST_SPLIT = "validation"
 """Split that test tasks are evaluated on, as T0 does: the labels of the test splits are not public."""

@@ -3,10 +3,10 @@ import math
 import pytest
 
 from tagi_lightning.backbones import GenerationConfig
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.generators import HypernetworkConfig
 from tagi_lightning.lora import LoraConfig
-from tagi_lightning.options import check_range
 
 
 @pytest.mark.parametrize(
