@@ -21,6 +21,7 @@ from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.data.report import shortened
+from tagi_lightning.data.token_cache import tasks_digest
 from tagi_lightning.evaluation.controls import ONCE_FOR_ALL_TASKS, generated
 from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
@@ -78,6 +79,7 @@ class Evaluator:
         self.folder = self.stage.folder
         self.options = plain(cli.config, cli.parser)
         self._flops: dict[str, int] = {}
+        self._data_digests: dict[bool, str] = {}
         # loaders differ between systems, and Lightning keeps a data module's first one
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
@@ -106,7 +108,8 @@ class Evaluator:
             if self.partial:
                 print(f"evaluate: {name} answered {len(rows)} instances; a limited evaluation is not kept", flush=True)
                 continue
-            metrics = aggregate(rows) | {"system": name, "seed": self.cli.config.seed_everything, **facts}
+            facts |= {"system": name, "seed": self.cli.config.seed_everything, "data_digest": self.data_digest(name)}
+            metrics = aggregate(rows) | facts
             target.mkdir(parents=True, exist_ok=True)
             write_predictions(target / PREDICTIONS, rows, overwrite=True)
             config = yaml.safe_dump(self.options, sort_keys=False)
@@ -147,7 +150,7 @@ class Evaluator:
             print(f"evaluate: {record.parent} was trained otherwise: {'; '.join(told)}", flush=True)
 
     def check_current(self, name: str, target: Path) -> None:
-        """Refuses results that other options, weights or another backbone gave.
+        """Refuses results that other options, data or weights, or another backbone gave.
 
         Raises:
             RunFolderError: If there is any difference, or what tells it is damaged; the message names it.
@@ -160,6 +163,8 @@ class Evaluator:
             found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
         found = [line for line in found if not line.startswith(free)]
         metrics = read_mapping(target / METRICS, again, RunFolderError)
+        if metrics.get("data_digest") != self.data_digest(name):
+            found.append("the tasks have changed since")
         if name in SYSTEMS:
             self.stage.configure_model()
             if metrics.get("backbone_digest") != self.stage.checkpoint_backbone_digest():
@@ -171,6 +176,14 @@ class Evaluator:
         if found:
             reasons = "\n  ".join(found[:10])
             raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n{again}.")
+
+    def data_digest(self, name: str) -> str:
+        """Returns the digest of the tasks that a system reads."""
+        training = name in SYSTEMS and SYSTEMS[name].reads_training_tasks
+        if training not in self._data_digests:
+            splits = self.data.splits
+            self._data_digests[training] = tasks_digest([*splits.test, *(splits.train if training else ())])
+        return self._data_digests[training]
 
     def teachers_digest(self, name: str) -> str | None:
         """Returns the digest of the teachers' weights where a system uses them."""

@@ -58,6 +58,11 @@ class SystemSpec:
         """Whether teachers take part."""
         return self.adapter in (controls.taught, controls.mean_taught, controls.nearest_taught)
 
+    @property
+    def reads_training_tasks(self) -> bool:
+        """Whether training tasks take part beside the weights."""
+        return self.data == "held_out" or self.adapter in (controls.mean_generated, controls.nearest_taught)
+
 
 SYSTEMS: dict[str, SystemSpec] = {
     "no_instruction": SystemSpec("input", controls.nothing, "test", "backbone, no instruction"),
