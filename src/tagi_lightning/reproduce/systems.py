@@ -58,9 +58,11 @@ class System:
             part["model"] = {"init_args": {"lora": tagi["lora"]}}
         if stage in ("teachers", "align", "distill") and data:
             part["data"] = {"init_args": data}
-        if stage in CHAIN and tagi.get("trained_backbone", "none") != "none":
-            part["backbone"] = {"dtype": "float32"}  # 16 bits would lose most updates
-        return merge(part, self.sections.get(stage, {}))
+        part = merge(part, self.sections.get(stage, {}))
+        trained = part.get("model", {}).get("init_args", {}).get("tagi", {}).get("trained_backbone", "none")
+        if stage in CHAIN and trained != "none":  # 16 bits would lose most updates
+            part = merge({"backbone": {"dtype": "float32"}}, part)
+        return part
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> System:
         """Returns the system with `overrides`, in the shape of a system's file, merged into it."""
