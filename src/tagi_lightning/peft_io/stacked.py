@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.instruction import Instruction, instruction_of_row, instruction_row
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
-from tagi_lightning.data.task import Demonstration
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.peft_io.exporting import Exporter
@@ -175,17 +173,6 @@ def _equal(left: InstructedAdapter, right: InstructedAdapter) -> bool:
     return all(torch.equal(one, other) for one, other in pairs)
 
 
-def instruction_row(instruction: Instruction) -> dict[str, Any]:
-    """Returns an instruction as a line of a file that `tagi adapt --file` takes, with its adapter's name."""
-    shown = [asdict(each) for each in instruction.demonstrations]
-    return {
-        "name": instruction.folder_name,
-        "task": instruction.name,
-        "instruction": instruction.text,
-        "demonstrations": shown,
-    }
-
-
 class StackedAdapters:
     """The adapters of a folder that `StackWriter` wrote; each is read from the disk when it is asked for.
 
@@ -269,15 +256,12 @@ class StackedAdapters:
             AdapterFolderError: If its line is damaged or of another one, as its digest, part of the name, tells.
         """
         try:
-            row = parse_json(self._rows[name])
-            shown = tuple(Demonstration(each["input"], each["output"]) for each in row["demonstrations"])
-            found = Instruction(row["instruction"], shown, row["task"])
-            same = found.folder_name == name
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = instruction_of_row(parse_json(self._rows[name]))
+        except ValueError as error:
             raise AdapterFolderError(
-                f"{self.folder / INSTRUCTIONS} is damaged at {name}: {shortened(repr(error))}"
+                f"{self.folder / INSTRUCTIONS} is damaged at {name}: {shortened(str(error))}"
             ) from error
-        if not same:
+        if found.folder_name != name:
             raise AdapterFolderError(f"{self.folder / INSTRUCTIONS} has another instruction at {name}; make it again")
         return found
 
