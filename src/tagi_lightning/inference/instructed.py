@@ -245,7 +245,7 @@ class InstructedModel:
     ) -> None:
         """Writes the adapter as a folder that PEFT loads, after loading it back and comparing.
 
-        What PEFT cannot hold, fusion and memory, lies beside it for `peft_io.load_adapter`.
+        What PEFT cannot hold, fusion and memory, lies beside it; `load_peft` reads the folder whole.
 
         Args:
             adapter: What an instruction became.
@@ -260,6 +260,32 @@ class InstructedModel:
         from tagi_lightning.peft_io.exporting import Exporter
 
         Exporter(self, overwrite=overwrite, facts=facts or {}).write(adapter, Path(folder))
+
+    def load_peft(self, folder: str | Path, instruction: str | Instruction | None = None) -> InstructedAdapter:
+        """Loads what `save_peft` or `tagi adapt` wrote, whole; of PEFT's own folders the LoRA.
+
+        Args:
+            folder: The folder.
+            instruction: What the adapter was made from, for folders that do not tell; where given, it is taken in the
+                place of what the folder tells.
+
+        Raises:
+            AdapterFolderError: If it is damaged, is not of this backbone, another model made its fusion or memory, or
+                neither it nor the caller tells its instruction.
+            ValueError: If the given instruction is too long.
+        """
+        from tagi_lightning.peft_io.folders import AdapterFolderError
+        from tagi_lightning.peft_io.reading import load_adapter, read_instruction
+
+        prepared = load_adapter(Path(folder), self.model)
+        if isinstance(instruction, str):
+            instruction = Instruction(instruction)
+        if (known := instruction or read_instruction(Path(folder))) is None:
+            raise AdapterFolderError(
+                f"{folder} does not tell its instruction, as folders of other tools and of earlier versions do not; "
+                "give it: load_peft(folder, instruction=...)"
+            )
+        return InstructedAdapter(self.shown(known), prepared)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
         pad_id = self.tokenizer.pad_token_id

@@ -14,7 +14,7 @@ LOSES = (
     "This model gives the backbone more than LoRA: {pieces}. PEFT cannot hold that, so whoever loads this folder with "
     "PEFT alone runs a part of the adapter that was not trained to stand alone, and gets other answers. For use with "
     "PEFT train a TAGI-LoRA model (tagi.fusion.enabled=false, tagi.decoder_memory=false); this one loads whole with "
-    "tagi_lightning.peft_io.load_adapter. {measured}"
+    "tagi_lightning.load(...).load_peft(...). {measured}"
 )
 """Said of an adapter that PEFT does not hold whole."""
 
