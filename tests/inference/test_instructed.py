@@ -1,8 +1,11 @@
+import inspect
+
 import pytest
 import torch
 from instructed_models import CONFIGS, build_instructed
 from safetensors.torch import load_file, save_file
 
+import tagi_lightning
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
@@ -14,6 +17,7 @@ from tagi_lightning.inference.requests import Request
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.peft_io import AdapterFolderError, Exporter, load_adapter, read_instruction
 from tagi_lightning.peft_io.folders import WEIGHTS
+from tagi_lightning.storage.hub import HubOptions
 from tagi_lightning.storage.serialization import ModelFolderError, save_tagi
 
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -181,6 +185,21 @@ def test_a_damaged_instruction_is_refused(tmp_path, told, message):
     save_file(load_file(file), file, {"format": "pt", "instruction": told})
     with pytest.raises(AdapterFolderError, match=message):
         loaded.load_peft(tmp_path / "adapter")
+
+
+def test_load_names_the_options_of_a_model_and_passes_them_on(tmp_path):
+    theirs, ours = (inspect.signature(each).parameters for each in (InstructedModel.load, tagi_lightning.load))
+    assert list(ours) == list(theirs)
+    assert all(ours[name].default == theirs[name].default for name in ("name", "backbone", "dtype", "device"))
+    loaded, folder = build_instructed("t5-lora"), str(tmp_path / "backbone")
+    loaded.model.backbone.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    save_tagi(loaded.model, tmp_path / "model", prompts=loaded.prompts)
+    hub = HubOptions(local_files_only=True)
+    again = tagi_lightning.load(tmp_path / "model", backbone=folder, dtype="bfloat16", device="cpu", hub=hub)
+    assert again.model.backbone.model.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="revision"):
+        tagi_lightning.load(tmp_path / "model", revision="main")
 
 
 def test_an_instructed_model_is_a_value():
