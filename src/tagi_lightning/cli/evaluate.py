@@ -15,6 +15,7 @@ from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
 from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
+from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.costs.flops import token_formula
 from tagi_lightning.data.batch import TaskBatch
@@ -291,7 +292,7 @@ class Evaluator:
 def main(args: list[str]) -> int:
     """Runs `tagi evaluate`; returns the exit code."""
     with told_plainly():
-        cli = EvaluateCLI(expand_system(args))
+        cli = EvaluateCLI(expand_system(expand_stage(args, Evaluation.stage_name)))
         check_systems(cli.model.systems)
         Evaluator(cli).run()
     return 0

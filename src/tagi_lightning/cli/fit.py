@@ -21,6 +21,7 @@ from tagi_lightning.cli.runs import (
     locked,
     read_run,
 )
+from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.data.report import shortened
 from tagi_lightning.preemption import Preempted, preemption
@@ -181,7 +182,7 @@ def train(cli: FitCLI) -> int:
 def main(args: list[str]) -> int:
     """Runs `tagi fit`; returns the exit code."""
     with told_plainly(), ExitStack() as held:
-        cli = FitCLI(expand_system(args), held)
+        cli = FitCLI(expand_system(expand_stage(args)), held)
         if cli.skip:
             print(cli.skip)
             return 0

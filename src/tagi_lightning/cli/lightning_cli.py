@@ -36,6 +36,7 @@ from tagi_lightning.callbacks import (
 from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
+from tagi_lightning.cli.stage_option import DESCRIPTION, usage
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
@@ -64,8 +65,7 @@ class TagiArgumentParser(LightningArgumentParser):
 
     def print_usage(self, file: Any = None) -> None:
         """Prints one line."""
-        options = "--config FILE [--config FILE ...] [--system FILE] --run RUN [--any.option VALUE ...]"
-        print(f"usage: {self.prog} {options}", file=file)
+        print(f"usage: {self.usage}", file=file)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends on wrong options; a tokenizer that no earlier stage left is told as other missing inputs are.
@@ -95,7 +95,13 @@ class TagiCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=TagiArgumentParser,
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": self.prog},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "allow_abbrev": False,
+                "prog": self.prog,
+                "usage": usage(self.prog),
+                "description": DESCRIPTION,
+            },
             run=False,
             args=args,
             **kwargs,
