@@ -97,7 +97,7 @@ def scale(
         experiments: Folder of the experiment files, whose batches and ranks are taken.
         markdown: Print the whole of docs/scale.md, with all sizes and what is measured here; takes minutes.
     """
-    from tagi_lightning.bench.shapes import INSTRUCTIONS
+    from tagi_lightning.costs.lengths import INSTRUCTIONS
     from tagi_lightning.costs.scale_report import devices_table, forms_table, measured_table, stage_table, workloads
     from tagi_lightning.costs.stage_step import Form
 

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tagi_lightning.backbones import SIZES
-from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
+from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, Cost, Strategy, estimate, measure, memory
 from tagi_lightning.costs.stage_step import STAGES, Form, Workload
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from statistics import fmean
 
-from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
+from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, estimate, measure, memory
 from tagi_lightning.costs.scale_report import markdown
 from tagi_lightning.costs.stage_step import Form, Workload
