@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydoc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
@@ -37,6 +37,7 @@ from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
 from tagi_lightning.cli.stage_option import DESCRIPTION, usage
+from tagi_lightning.data.task import Setting
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
@@ -127,7 +128,7 @@ class TagiCLI(LightningCLI):
         )
         parser.add_argument(
             "--setting",
-            type=Literal["def", "def+2pos"],
+            type=Setting,
             default="def",
             help="What an instruction shows: the definition, or also two demonstrations.",
         )

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tagi_lightning.cli.command import options_of
 from tagi_lightning.cli.experiment_files import experiments_folder
+from tagi_lightning.data.task import SETTINGS
 from tagi_lightning.reproduce.configurations import check_choices, on_cpu
 from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
 from tagi_lightning.reproduce.plan import Grid, check_steps, plan
 from tagi_lightning.reproduce.runner import Outcome, Runner, last_words, launcher
-from tagi_lightning.reproduce.tables import SETTINGS, Row, Table, load_table, table_names
+from tagi_lightning.reproduce.tables import Row, Table, load_table, table_names
 
 MOST_JOBS = 4
 """Jobs at a time on a CPU, unless --jobs says otherwise."""

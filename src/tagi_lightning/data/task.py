@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Setting = Literal["def", "def+2pos"]
+"""What an instruction shows: the definition, or also two demonstrations."""
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
+DEMONSTRATIONS: dict[Setting, int] = {"def": 0, "def+2pos": 2}
+"""Demonstrations that an instruction shows in each setting."""
 
 
 @dataclass(frozen=True, slots=True)

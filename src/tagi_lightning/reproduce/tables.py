@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.data.report import shortened
+from tagi_lightning.data.task import SETTINGS
 from tagi_lightning.options import fits
 from tagi_lightning.report.table_file import read_table_file
 from tagi_lightning.reproduce.systems import System, load_system
-
-SETTINGS = ("def", "def+2pos")
 
 LONGEST = 100
 """Characters of a folder's name at most."""

@@ -18,15 +18,13 @@ from tagi_lightning.backbones.base import Backbone
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
+from tagi_lightning.data.task import DEMONSTRATIONS
 from tagi_lightning.data.yaml_text import parse_yaml
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.options import fits
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-SHOWN = {"def": 0, "def+2pos": 2}
-"""Demonstrations that an instruction shows in each setting."""
 
 FIELDS: dict[str, dict[str, Any]] = {
     "tagi": {"tagi": dict, "backbone": str, "backbone_digest": str, "stages": list[str]},
@@ -206,7 +204,7 @@ def _recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[Instruct
     given, is_p3 = data.get("init_args", {}), str(data.get("class_path")).endswith("P3DataModule")
     if "setting" not in given and not is_p3:
         return None, layer
-    shown = SHOWN[given.get("setting", "def")]
+    shown = DEMONSTRATIONS[given.get("setting", "def")]
     prompts = InstructionPrompts(
         given.get("prompt", "t5"), "plain" if is_p3 else "definition", shown, given["max_input_length"]
     )
