@@ -16,11 +16,12 @@ from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.evaluation.systems import answer, to_predictions
-from tagi_lightning.losses import prediction_loss, update_norms
+from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
 from tagi_lightning.stages.sharing import gather_rows
 from tagi_lightning.storage.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
+from tagi_lightning.updates import mean_norms
 
 
 class TagiStage(Stage):
@@ -145,7 +146,7 @@ class TagiStage(Stage):
     def log_adapter(self, adapter: TaskAdapter, batch_size: int) -> None:
         """Logs norms of A, B and B A by stack, and the fusion gates."""
         if adapter.lora is not None:
-            for stack, norms in update_norms(adapter.lora, self.model.sites).items():
+            for stack, norms in mean_norms(adapter.lora, self.model.sites).items():
                 for name, norm in norms.items():
                     self.log(f"adapter/{stack}/norm_{name}", norm, batch_size=batch_size)
         if self.model.fusion is not None:

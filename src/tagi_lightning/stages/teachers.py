@@ -15,12 +15,12 @@ from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
-from tagi_lightning.losses import update_norms
 from tagi_lightning.stages.base import OptimizerConfig, Stage
 from tagi_lightning.storage.serialization import save_bank
 from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule
 from tagi_lightning.teachers.gains import TeacherGain, gain_sums, gains, spread, table, warning
 from tagi_lightning.teachers.teaching import AdapterSelection, count_steps, teacher_losses
+from tagi_lightning.updates import mean_norms
 
 
 class TeacherTraining(Stage):
@@ -126,7 +126,7 @@ class TeacherTraining(Stage):
         self._counted = adapters
         self.log_loss("loss", losses.mean(), len(losses))
         if self.should_log():
-            for stack, norms in update_norms(self.bank(), self.bank.groups.sites).items():
+            for stack, norms in mean_norms(self.bank(), self.bank.groups.sites).items():
                 for name, norm in norms.items():
                     self.log(f"teachers/{stack}/norm_{name}", norm, batch_size=len(batch))
         return losses.sum() if len(adapters) else 0.0 * losses.sum()

@@ -23,9 +23,9 @@ from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.evaluation.systems import answer
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
-from tagi_lightning.inspection.adapters import update_norms
 from tagi_lightning.peft_io import Exporter
 from tagi_lightning.ui.known import KnownTasks
+from tagi_lightning.updates import update_norms
 
 WITH, LORA_ALONE = "With the adapter", "Its LoRA alone, as PEFT holds it"
 PROMPTED, WITHOUT = "Without: instruction in the prompt", "Without: the input alone"
