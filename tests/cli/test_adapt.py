@@ -8,6 +8,7 @@ import torch
 from byte_tokenizer import build_byte_tokenizer
 from commands import copy_stages, tagi
 from peft import PeftModel
+from table_cells import table_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from tagi_lightning.backbones import BackboneConfig, load_backbone
@@ -83,8 +84,9 @@ def test_an_instruction_becomes_a_folder_that_gives_its_logits_in_peft(place, mo
     assert difference(theirs, loaded.model.backbone, expected.lora) < 1e-5
     card = (tmp_path / "o" / given.folder_name / "README.md").read_text(encoding="utf-8")
     assert "    Say the first word.\n    # not a heading ``` nor a fence\n    \n    Input: 1 2\n    Output: 1\n" in card
-    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "| rank | 4,", "def prompt(text):"):
+    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "def prompt(text):"):
         assert told in card
+    assert dict(table_rows(card)[2:])["rank"].startswith("4,")
     code, folders, said = adapt(capsys, *arguments)
     assert (code, folders) == (1, [])
     assert "is already there" in said
@@ -259,8 +261,9 @@ def test_an_adapter_is_trained_further_and_reported_beside_scratch(model, tmp_pa
         "generated LoRA, 4 steps",
         "from scratch, 4 steps",
     ]
+    told = {name: loss for name, loss, *_ in table_rows(said)}
     for name, row in report["rows"].items():
-        assert f"| {name} | {row['loss']:.3f} |" in said
+        assert told[name] == f"{row['loss']:.3f}"
         assert name in (tmp_path / folder / "README.md").read_text()
     loaded = InstructedModel.load(model)
     trained, start = read_lora(tmp_path / folder, loaded.model.backbone), loaded.adapt(TEXT).lora

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import yaml
 from commands import ROOT, SYNTHETIC, record_of, tagi
+from table_cells import table_rows
 
 from tagi_lightning.cli.reproduce import row_names
 from tagi_lightning.reproduce.systems import System
@@ -81,8 +82,9 @@ def test_the_estimate_runs_nothing(task_set, tmp_path, capsys):
     assert tagi(arguments(tmp_path, task_set, "--estimate", "true")) == 0
     lines = capsys.readouterr().out.splitlines()
     jobs = ["shared pretrain-backbone", "no-ft evaluate", "hypter distill", "hypter evaluate"]
-    assert [line.split(" | ")[0] for line in lines[2:6]] == [f"| {job}" for job in jobs]
-    assert lines[2].startswith("| shared pretrain-backbone | 1 | 0 | 3 | ")
+    cells = table_rows("\n".join(lines))[2:]
+    assert [line[0] for line in cells] == jobs
+    assert cells[0][1:4] == ["1", "0", "3"]
     assert lines[-1].startswith("4 jobs to run, 1 at a time: about ")
     assert "evaluate, whose time" in lines[-1]
     assert not (tmp_path / "runs").exists()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.cli.command import options_of
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.report.checks import read_metrics
-from tagi_lightning.report.markdown import aligned_table
 
 COLUMNS = (
     ("accuracy_sum", "accuracy (sum)"),

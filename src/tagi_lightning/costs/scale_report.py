@@ -15,13 +15,12 @@ from tagi_lightning.backbones import SIZES
 from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, Cost, Strategy, estimate, measure, memory
 from tagi_lightning.costs.stage_step import STAGES, Form, Workload
+from tagi_lightning.markdown import aligned_table
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "deepspeed_stage_2")
 
 TEXT_LENGTH, EVAL_BATCH = 512, 32
 """Tokens of a sequence in `pretrain-backbone`, and examples in a batch of `evaluate`: the data modules' defaults."""
-
-Row = Sequence[str]
 
 
 def workloads(experiments: Path, size: str, setting: str) -> dict[str, Workload]:
@@ -72,12 +71,6 @@ def _workload(stage: str, experiments: Path, size: str, instruction: int) -> Wor
 def gib(count: float) -> str:
     """Returns bytes in GiB."""
     return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.0f}"
-
-
-def markdown(header: Row, rows: Sequence[Row]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def device_cost(stage: str, size: str, work: Workload, form: Form, strategy: Strategy, devices: int) -> Cost:
@@ -133,7 +126,7 @@ def stage_table(
         recomputed = needed(stage, size, work, replace(form, gradient_checkpointing=True), strategy, devices)
         counts = (f"{cost.trained / 1e6:.1f}", f"{cost.frozen / 1e6:.0f}", f"{flops:.3g}")
         rows.append((stage, *counts, *(gib(part) for part in parts), recomputed, f"{seconds:.2g}"))
-    return markdown(STAGE_HEADER, rows)
+    return aligned_table([STAGE_HEADER, *rows])
 
 
 def devices_table(works: dict[str, Workload], size: str, form: Form, devices: Sequence[int]) -> str:
@@ -145,7 +138,7 @@ def devices_table(works: dict[str, Workload], size: str, form: Form, devices: Se
         [stage, *(" / ".join(needed(stage, size, work, each, *plan) for each in forms) for plan in plans)]
         for stage, work in works.items()
     ]
-    return markdown(header, rows)
+    return aligned_table([header, *rows])
 
 
 def forms_table(works: dict[str, Workload], size: str, stages: Sequence[str]) -> str:
@@ -160,7 +153,7 @@ def forms_table(works: dict[str, Workload], size: str, stages: Sequence[str]) ->
     for name, form in stored.items():
         both = [replace(form, gradient_checkpointing=checkpointed) for checkpointed in (False, True)]
         rows.append([name, *(" / ".join(needed(stage, size, works[stage], each) for each in both) for stage in stages)])
-    return markdown(["frozen weights", *stages], rows)
+    return aligned_table([["frozen weights", *stages], *rows])
 
 
 def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str:
@@ -184,4 +177,4 @@ def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str
         "size", "stage", "kept, told", "kept, measured", "sum, told", "peak, measured", "told / measured",
         "s a batch", "GFLOP/s",
     )  # fmt: skip
-    return markdown(header, rows)
+    return aligned_table([header, *rows])

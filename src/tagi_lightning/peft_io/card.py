@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tagi_lightning.backbones.pretrained import PACKAGES
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.peft_io.usage import Kind
 
 LOSES = (
@@ -65,7 +66,7 @@ def adapter_card(
         parts.append(ELSEWHERE.format(source=source))
     if evaluated:
         parts.append(evaluated)
-    parts.append("\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]))
+    parts.append(aligned_table([("", ""), *((name, str(value)) for name, value in facts.items())], texts=2))
     return "\n\n".join(parts) + "\n"
 
 

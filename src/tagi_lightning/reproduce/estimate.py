@@ -10,9 +10,9 @@ from statistics import fmean
 
 from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, estimate, measure, memory
-from tagi_lightning.costs.scale_report import markdown
 from tagi_lightning.costs.stage_step import Form, Workload
 from tagi_lightning.durations import duration
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.reproduce.configurations import needs_teachers, select
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.plan import BUILT_IN, Grid
@@ -169,4 +169,4 @@ def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> s
     line = f"{sum(int(row[1]) for row in rows)} jobs to run, {workers} at a time: about {duration(total / workers)}"
     if unknown:
         line += f", besides {', '.join(sorted(unknown))}, whose time no finished job tells yet"
-    return f"{markdown(header, rows)}\n\n{line}"
+    return f"{aligned_table([header, *rows])}\n\n{line}"
