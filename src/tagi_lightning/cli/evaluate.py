@@ -14,11 +14,12 @@ from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_e
 from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
-from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
+from tagi_lightning.cli.runs import RunFolderError, differences, environment
 from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.costs.flops import token_formula
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.data.report import shortened

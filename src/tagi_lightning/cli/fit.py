@@ -17,12 +17,12 @@ from tagi_lightning.cli.runs import (
     RunFolderError,
     RunRecord,
     check_options,
-    file_digest,
     locked,
     read_run,
 )
 from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.report import shortened
 from tagi_lightning.preemption import Preempted, preemption
 from tagi_lightning.stages.base import MODEL

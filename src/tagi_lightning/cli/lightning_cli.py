@@ -37,12 +37,12 @@ from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
 from tagi_lightning.cli.stage_option import DESCRIPTION, usage
+from tagi_lightning.data.files import replace_text
 from tagi_lightning.data.task import Setting
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL
-from tagi_lightning.storage.durable import replace_text
 
 # options of configuration classes are described under their fields
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

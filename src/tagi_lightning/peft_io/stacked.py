@@ -6,7 +6,6 @@ What PEFT cannot hold, fusion and memory, differs in length between instructions
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.instruction import Instruction, instruction_of_row, instruction_row
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
@@ -88,7 +88,7 @@ class StackWriter:
                 file = f"adapters-{shard:05d}-of-{len(starts):05d}.safetensors"
                 adapters = self.exporter.loaded.adapt_all(some)
                 kept |= self._write_shard(made / file, enumerate(adapters, start), start, len(some), sampled)
-                digests[file] = _sha256(made / file)
+                digests[file] = file_digest(made / file)
                 weight_map |= {each.folder_name: file for each in some}
                 yield start + len(some)
             self._write_index(made, instructions, weight_map, digests)
@@ -283,11 +283,6 @@ class StackedAdapters:
         if file in self._checked:
             return
         path = self.folder / file
-        if not path.is_file() or _sha256(path) != self._sha256[file]:
+        if not path.is_file() or file_digest(path) != self._sha256[file]:
             raise AdapterFolderError(f"{path} is missing or damaged; make it again: tagi adapt --stacked true")
         self._checked.add(file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
