@@ -54,14 +54,13 @@ def inspect(
         raise ValueError(f"--instances must be at least 0, got {instances}")
     by_split = read_tasks(Path(tasks), splits, max(1, instances))
 
-    import transformers
-
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inspection.answers import answer_tasks, one_a_task, sample_lines
     from tagi_lightning.inspection.page import write_page
     from tagi_lightning.inspection.pictures import inspect_model, sample_pictures
 
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, device=device)
     chosen = tokenize(loaded, by_split, count, max(1, instances))
     say("inspect", f"{len(chosen)} of {sum(map(len, by_split.values()))} tasks")

@@ -50,14 +50,13 @@ def ui(
         raise ValueError(f"--count must be at least 1, or null for all tasks, got {count}")
     known = known_tasks(Path(tasks), count) if tasks is not None else []
 
-    import transformers
-
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.ui.serving import is_loopback, serve
     from tagi_lightning.ui.workbench import Limits, Workbench
 
     limits = Limits(max_instruction_tokens, max_input_characters, max_inputs, max_waiting)
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, device=device)
     generation = loaded.decoding(max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)
     bench = Workbench(loaded, known, limits, generation)
