@@ -185,15 +185,12 @@ def test_the_command_that_measures_what_peft_loses_runs_as_it_is_told(chain, tas
     assert f"max_new_tokens={3 if is_evaluated else 8}," in card
 
 
-def test_a_model_folder_of_before_prompts_were_recorded_is_read_by_its_run(chain, tmp_path):
+def test_a_model_folder_tells_how_instructions_were_written(chain):
     folder = chain / "distill" / "model"
     _, config = read_folder(folder, "tagi", "")
-    recorded = recorded_prompts(folder, config)
-    assert recorded == (InstructionPrompts("t5", "definition", 0, 128), None)
-    old = {"stages": config["stages"]}
-    assert recorded_prompts(folder, old) == recorded
-    assert recorded_prompts(chain / "model", old) == recorded
-    assert recorded_prompts(tmp_path / "model", old) == (None, None)
+    assert recorded_prompts(folder, config) == (InstructionPrompts("t5", "definition", 0, 128), None)
+    with pytest.raises(ModelFolderError, match="does not tell how instructions were written"):
+        recorded_prompts(folder, config | {"prompts": {"form": "t5"}})
     with pytest.raises(ModelFolderError, match=r"pretrain/model does not tell how its instructions were written.*make"):
         InstructedModel.load(chain / "pretrain" / "model")
 

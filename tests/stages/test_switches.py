@@ -97,6 +97,16 @@ def test_another_systems_checkpoint_teaches_as_it_answers(run, task_set, tk_inst
     assert distill(run, task_set, *own) == 0
 
 
+def test_a_backbone_that_trained_teaches_a_student_that_is_stored_in_16_bits(run, task_set, tk_instruct, monkeypatch):
+    own = [f"{MODEL}logits_teacher={tk_instruct / 'distill' / 'model'}", "--backbone.dtype=bfloat16"]
+    stage, batch = built(run, task_set, monkeypatch, *own)
+    assert {parameter.dtype for parameter in stage.teacher_model.backbone.parameters()} == {torch.bfloat16}
+    taught = dict(stage.teacher_model.backbone.named_parameters())
+    for name, tensor in weights(tk_instruct, "distill").items():
+        assert torch.equal(taught[name.removeprefix("backbone.")], tensor.bfloat16())
+    assert stage.teacher_logits(batch, None).isfinite().all()
+
+
 def test_a_folder_of_transformers_teaches_where_its_vocabulary_is_the_students(run, task_set, tmp_path, monkeypatch):
     folder = run / "pretrain-backbone" / "model"
     stage, batch = built(run, task_set, monkeypatch, f"{MODEL}logits_teacher={folder}")
