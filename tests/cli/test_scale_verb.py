@@ -2,8 +2,8 @@ import pytest
 from commands import tagi
 from table_cells import table_rows
 
-from tagi_lightning.costs.scale_report import devices_table, forms_table
-from tagi_lightning.costs.stage_step import STAGES, Form, Workload
+from tagi_lightning.costs.scale_report import devices_table, storage_table
+from tagi_lightning.costs.stage_step import STAGES, Execution, Workload
 
 
 def test_the_table_has_a_row_for_every_stage(capsys):
@@ -32,9 +32,9 @@ def test_what_cannot_be_is_told(words, message, capsys):
 
 def test_tables_compare_strategies_and_forms():
     works = {"distill": Workload(2, 4, 7, 9, 3, rank=4)}
-    header, _, line = table_rows(devices_table(works, "tiny", Form(teachers=2), (1, 4)))
+    header, _, line = table_rows(devices_table(works, "tiny", Execution(teachers=2), (1, 4)))
     assert header == ["stage", "1 GPU", "4 x ddp", "4 x fsdp", "4 x deepspeed_stage_2"]
     assert all(" / " in cell for cell in line[1:])
-    lines = table_rows(forms_table(works, "tiny", ["distill"]))[2:]
+    lines = table_rows(storage_table(works, "tiny", ["distill"]))[2:]
     sums = [float(line[1].split(" / ")[0]) for line in lines]
     assert sums[0] >= sums[2] >= sums[3]

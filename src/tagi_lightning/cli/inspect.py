@@ -119,7 +119,7 @@ def tokenize(
     from tagi_lightning.data.report import DataReport
     from tagi_lightning.data.token_cache import load_or_tokenize
     from tagi_lightning.data.tokenized import check_lengths
-    from tagi_lightning.inspection.tasks import collate_tasks, spread
+    from tagi_lightning.inspection.tasks import collate_tasks, evenly_spaced
 
     tokenizer, prompts = loaded.tokenizer, loaded.prompts
     assembler = PromptAssembler.from_tokenizer(
@@ -130,7 +130,7 @@ def tokenize(
     assert isinstance(pad_id, int)
     collator = TaskCollator(assembler, (), pad_id, with_prompt=with_prompt)
     pairs = [(task.category, split, task.name, task) for split, tasks in by_split.items() for task in tasks]
-    chosen = spread(sorted(pairs, key=lambda pair: pair[:3]), count)
+    chosen = evenly_spaced(sorted(pairs, key=lambda pair: pair[:3]), count)
     with TemporaryDirectory() as cache:
         report, tokenized = DataReport("the tasks"), {}
         for split in by_split:

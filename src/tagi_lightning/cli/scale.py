@@ -53,7 +53,7 @@ GiB a GPU, without / with gradient checkpointing.
 
 T5-XL on one GPU, GiB without / with gradient checkpointing.
 
-{forms}
+{stored}
 
 ## Every size, one GPU
 
@@ -98,32 +98,33 @@ def scale(
         markdown: Print the whole of docs/scale.md, with all sizes and what is measured here; takes minutes.
     """
     from tagi_lightning.costs.lengths import INSTRUCTIONS
-    from tagi_lightning.costs.scale_report import devices_table, forms_table, measured_table, stage_table, workloads
-    from tagi_lightning.costs.stage_step import Form
+    from tagi_lightning.costs.scale_report import devices_table, measured_table, stage_table, storage_table, workloads
+    from tagi_lightning.costs.stage_step import Execution
 
     if devices < 1 or teachers < 1 or tflops <= 0:
         raise ValueError(f"devices, teachers and tflops must be positive, got {devices}, {teachers} and {tflops}")
     folder = Path(experiments)
-    form = Form(dtype, quantization, mixed=precision == "bf16-mixed", teachers=teachers)
+    execution = Execution(dtype, quantization, mixed=precision == "bf16-mixed", teachers=teachers)
     works = workloads(folder, size, setting)
     if not markdown:
         stored = f"frozen weights in {quantization or dtype}, {precision}, {teachers} teachers"
         print(f"T5 {size} on {devices} GPU(s), {strategy}: {stored}; GiB a GPU")
-        print(stage_table(works, size, form, strategy, devices, tflops))
+        print(stage_table(works, size, execution, strategy, devices, tflops))
         return
     tables = []
     for name in ("tiny", "small", "base", "large", "xxl"):
         print(f"scale: {name}", file=sys.stderr, flush=True)
-        tables.append(f"### {name}\n\n{stage_table(workloads(folder, name, setting), name, Form(), 'ddp', 1, tflops)}")
+        table = stage_table(workloads(folder, name, setting), name, Execution(), "ddp", 1, tflops)
+        tables.append(f"### {name}\n\n{table}")
     works = workloads(folder, "xl", setting)
     print(
         DOCUMENT.format(
             instruction=INSTRUCTIONS[setting],
-            teachers=Form().teachers,
+            teachers=Execution().teachers,
             tflops=tflops,
-            xl=stage_table(works, "xl", Form(), "ddp", 1, tflops),
-            devices=devices_table(works, "xl", Form(), (1, 4, 8)),
-            forms=forms_table(works, "xl", ("teachers", "pretrain", "distill")),
+            xl=stage_table(works, "xl", Execution(), "ddp", 1, tflops),
+            devices=devices_table(works, "xl", Execution(), (1, 4, 8)),
+            stored=storage_table(works, "xl", ("teachers", "pretrain", "distill")),
             sizes="\n\n".join(tables),
             measured=measured_table(folder, ("tiny", "small"), setting),
         ),

@@ -75,12 +75,12 @@ def known_tasks(path: Path, count: int | None) -> list[Instruction]:
     """
     from tagi_lightning.cli.inspect import read_tasks
     from tagi_lightning.data.instruction import Instruction, read_instructions
-    from tagi_lightning.inspection.tasks import spread
+    from tagi_lightning.inspection.tasks import evenly_spaced
 
     if path.is_file():
-        return spread(read_instructions(path), count)
+        return evenly_spaced(read_instructions(path), count)
     tasks = [task for some in read_tasks(path, ["train", "test"], 1).values() for task in some]
-    return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in spread(tasks, count)]
+    return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in evenly_spaced(tasks, count)]
 
 
 main = options_of(ui)

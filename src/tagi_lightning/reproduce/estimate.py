@@ -10,7 +10,7 @@ from statistics import fmean
 
 from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, estimate, measure, memory
-from tagi_lightning.costs.stage_step import Form, Workload
+from tagi_lightning.costs.stage_step import Execution, Workload
 from tagi_lightning.durations import duration
 from tagi_lightning.markdown import aligned_table
 from tagi_lightning.reproduce.configurations import needs_teachers, select
@@ -135,19 +135,19 @@ class Estimator:
         mixed = select(job.config, "trainer.precision") != "32-true"
         teachers = shape.categories if stage == job.kind else 1
         stored = "bfloat16" if select(job.config, "backbone.dtype") == "bfloat16" else "float32"
-        form = Form(stored, mixed=mixed, teachers=teachers, vocabulary=shape.vocabulary)  # type: ignore[arg-type]
-        cost = self._costs(stage, size, work, form)
+        execution = Execution(stored, mixed=mixed, teachers=teachers, vocabulary=shape.vocabulary)  # type: ignore[arg-type]
+        cost = self._costs(stage, size, work, execution)
         if seconds is None and steps is not None:
             on_cpu = select(job.config, "trainer.accelerator") == "cpu"
-            batch = self._timed(stage, size, work, form) if on_cpu else cost.flops / (self.tflops * 1e12)
+            batch = self._timed(stage, size, work, execution) if on_cpu else cost.flops / (self.tflops * 1e12)
             seconds = steps * work.accumulate * batch
         extra = TRAINED * cost.frozen if trains_backbone(job) and stage != "pretrain-backbone" else 0
         return Need(steps, seconds, memory(cost, "ddp", 1).total + extra)
 
 
-def _timed(stage: str, size: str, work: Workload, form: Form) -> float:
+def _timed(stage: str, size: str, work: Workload, execution: Execution) -> float:
     """Returns the seconds of a batch on this CPU."""
-    return min(measure(stage, size, work, form).seconds for _ in range(REPEATS))
+    return min(measure(stage, size, work, execution).seconds for _ in range(REPEATS))
 
 
 def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> str:

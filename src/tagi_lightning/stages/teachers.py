@@ -18,7 +18,7 @@ from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.stages.base import OptimizerConfig, Stage
 from tagi_lightning.storage.serialization import save_bank
 from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule
-from tagi_lightning.teachers.gains import TeacherGain, gain_sums, gains, spread, table, warning
+from tagi_lightning.teachers.gains import TeacherGain, balanced_batches, gain_sums, gains, table, warning
 from tagi_lightning.teachers.teaching import AdapterSelection, count_steps, teacher_losses
 from tagi_lightning.updates import mean_norms
 
@@ -237,7 +237,7 @@ class TeacherTraining(Stage):
             sampler = loader.batch_sampler
             categories = [task.category if task.category in bank.names else None for task in loader.dataset.tasks]
             size = max(map(len, sampler.batches))
-            sampler.batches = spread(sampler.batches, categories, self.report_instances, size)
+            sampler.batches = balanced_batches(sampler.batches, categories, self.report_instances, size)
         told, quiet = "comparing teachers with the bare backbone", not (self.trainer.is_global_zero and loader)
         for batch in progress_bar(loader, told, "batch", disable=quiet):
             with self.trainer.precision_plugin.forward_context():

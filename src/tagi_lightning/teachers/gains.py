@@ -48,7 +48,7 @@ class TeacherGain:
         return self.gain is not None and self.gain > (self.error or 0.0)
 
 
-def spread(
+def balanced_batches(
     examples: Sequence[Batch], categories: Sequence[str | None], per_category: int, batch_size: int
 ) -> list[Batch]:
     """Returns batches of at most `per_category` examples of each category, as evenly over its tasks as can be.
