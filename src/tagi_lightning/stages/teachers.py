@@ -42,7 +42,7 @@ class TeacherTraining(Stage):
         patience: int | None = 3,
         report_instances: int = 50,
     ) -> None:
-        """Takes the settings (Table 6: AdamW, lr 1e-4, 10,000 steps, batch 8 x 2, rank 32).
+        """Takes the settings (Table 6: AdamW, lr 1e-4, rank 32; for each teacher 10,000 steps, batch 8 x 2).
 
         Args:
             run: Run folder.
