@@ -7,8 +7,7 @@ from commands import ROOT, SYNTHETIC, record_of, tagi
 from table_cells import table_rows
 
 from tagi_lightning.cli.reproduce import row_names
-from tagi_lightning.reproduce.systems import System
-from tagi_lightning.reproduce.tables import Row, Table
+from tagi_lightning.report.tables import Row, Table
 
 ROWS = [
     {"title": "as it is", "system": "no-ft", "evaluate": "concatenated"},
@@ -113,8 +112,8 @@ def test_a_wrong_choice_is_told_with_what_there_is(task_set, tmp_path, capsys, o
 
 @pytest.mark.parametrize("given", ["a, b,plain,c", ["a, b", "plain", "c"]])
 def test_rows_are_named_with_commas_between_and_within_them(given):
-    rows = [Row(title, System("no-ft", "", ()), "concatenated", "def") for title in ("a, b", "plain", "a", "b, c")]
-    table = Table("t", "", ("def",), tuple(rows))
+    rows = [Row(title, "concatenated", "no-ft") for title in ("a, b", "plain", "a", "b, c")]
+    table = Table("t", "rougeL", tuple(rows), None)
     assert row_names(given, [table]) == ["a, b", "plain", "c"]
     assert row_names(None, [table]) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.command import options_of, words
 
 
 def bench(
@@ -27,7 +27,7 @@ def bench(
 
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
-    wanted = (cases.split(",") if isinstance(cases, str) else cases) or list(CASES)
+    wanted = words(cases) or list(CASES)
     if unknown := [name for name in wanted if name not in CASES]:
         raise ValueError(f"unknown cases {', '.join(unknown)}; choose from {', '.join(CASES)}")
     results = []

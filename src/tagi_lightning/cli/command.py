@@ -6,7 +6,7 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tagi_lightning.preemption import Preempted
 
@@ -33,6 +33,11 @@ def options_of(function: Callable[..., int | None]) -> Callable[[list[str]], int
         return jsonargparse.auto_cli(function, args=args, as_positional=False, prog=prog, allow_abbrev=False) or 0
 
     return main
+
+
+def words(value: Sequence[str] | str | None) -> list[str]:
+    """Returns a list that may be written with commas."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value or ())
 
 
 def finish(verb: str, main: Callable[[list[str]], int], args: list[str]) -> int:

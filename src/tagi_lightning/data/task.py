@@ -13,6 +13,17 @@ DEMONSTRATIONS: dict[Setting, int] = {"def": 0, "def+2pos": 2}
 """Demonstrations that an instruction shows in each setting."""
 
 
+def checked_settings(settings: Sequence[str]) -> tuple[str, ...]:
+    """Returns settings that there are.
+
+    Raises:
+        ValueError: If one is unknown; the message lists those that are allowed.
+    """
+    if unknown := [setting for setting in settings if setting not in SETTINGS]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+    return tuple(settings)
+
+
 @dataclass(frozen=True, slots=True)
 class Demonstration:
     """One worked example that an instruction may show."""
