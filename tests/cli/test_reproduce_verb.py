@@ -84,8 +84,9 @@ def test_the_estimate_runs_nothing(task_set, tmp_path, capsys):
     cells = table_rows("\n".join(lines))[2:]
     assert [line[0] for line in cells] == jobs
     assert cells[0][1:4] == ["1", "0", "3"]
-    assert lines[-1].startswith("4 jobs to run, 1 at a time: about ")
-    assert "evaluate, whose time" in lines[-1]
+    assert lines[-2].startswith("4 jobs to run, 1 at a time: about ")
+    assert "evaluate, whose time" in lines[-2]
+    assert "start, data, validation and pictures come on top" in lines[-1]
     assert not (tmp_path / "runs").exists()
 
 

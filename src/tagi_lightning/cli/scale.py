@@ -14,15 +14,15 @@ DOCUMENT = """\
 What each stage needs. Made by `tagi scale --markdown true > docs/scale.md`; for another size, number of GPUs or storage
 ask `tagi scale --size xl --devices 4 --strategy ddp --quantization int8`.
 
-Nothing here was run on a GPU. Parameters and operations are counted, and memory is added up, on tensors without storage
-that go through the stages' own step: exact by shape, blind to the allocator. Batches and ranks are those of
-`experiments/`, lengths are means of Super-NaturalInstructions' test tasks (instruction {instruction}, input 109, output
-14 tokens; `pretrain` reads 1024 tokens of text, `pretrain-backbone` 512). The longest batch of a run needs more: allow
-for several times the activations of `teachers` and `distill`, whose inputs reach 1024 tokens. Unless a table says
-otherwise, frozen weights are stored in bfloat16 (`--backbone.dtype=bfloat16`), the trainer runs bf16-mixed, trained
-weights, their gradients and the optimizer's state are float32, and the bank holds {teachers} teachers. GiB throughout.
-A step is one of the optimizer; its time is operations over {tflops:.0f} TFLOP/s a GPU, about 40 % of an A100's peak,
-with nothing for communication.
+Nothing here was run on a GPU. Parameters and operations are counted, and memory is added up, on tensors without
+storage that go through each stage's own models, the losses in their plain form: exact by shape, blind to the
+allocator. Batches and ranks are those of `experiments/`, lengths are means of Super-NaturalInstructions' test tasks
+(instruction {instruction}, input 109, output 14 tokens; `pretrain` reads 1024 tokens of text, `pretrain-backbone`
+512). The longest batch of a run needs more: allow for several times the activations of `teachers` and `distill`,
+whose inputs reach 1024 tokens. Unless a table says otherwise, frozen weights are stored in bfloat16
+(`--backbone.dtype=bfloat16`), the trainer runs bf16-mixed, trained weights, their gradients and the optimizer's state
+are float32, and the bank holds {teachers} teachers. GiB throughout. A step is one of the optimizer; its time is
+operations over {tflops:.0f} TFLOP/s a GPU, about 40 % of an A100's peak, with nothing for communication.
 
 - **One GPU of 40 GB takes T5-XL** through every stage that starts from the pretrained model. 8-bit frozen weights with
   gradient checkpointing (`--backbone.quantization=int8 --backbone.gradient_checkpointing=true`) bring it to about 20.

@@ -147,7 +147,10 @@ class StageStep(nn.Module):
         return logits
 
     def _loss(self, logits: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Returns cross entropy, plus KL(teacher || student) where a teacher is given, over targets without padding."""
+        """Returns cross entropy, plus KL(teacher || student) where a teacher is given, over targets without padding.
+
+        Not by `losses`, which looks at the labels for padding: a tensor without storage has nothing to look at.
+        """
         log_q = logits.float().flatten(0, 1).log_softmax(-1)
         loss = F.nll_loss(log_q, torch.zeros(len(log_q), dtype=torch.long))
         if teacher is not None:

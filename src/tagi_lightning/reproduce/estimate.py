@@ -169,4 +169,7 @@ def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> s
     line = f"{sum(int(row[1]) for row in rows)} jobs to run, {workers} at a time: about {duration(total / workers)}"
     if unknown:
         line += f", besides {', '.join(sorted(unknown))}, whose time no finished job tells yet"
+    if any(job.kind not in estimator.seconds and estimator.need(job).seconds for job in jobs):
+        line += "\nwhere no finished job tells it, the time is that of the steps alone: start, data, validation and "
+        line += "pictures come on top"
     return f"{aligned_table([header, *rows])}\n\n{line}"

@@ -1,4 +1,4 @@
-"""Evaluation of one system: decodes its data and writes predictions and metrics into the run folder."""
+"""Evaluation of one system: decodes its data into rows, and logs their scores; `tagi evaluate` writes them."""
 
 from __future__ import annotations
 
