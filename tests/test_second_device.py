@@ -275,7 +275,7 @@ def test_systems_and_controls_answer_there_as_on_the_cpu(second, build, batch, t
     for device in ("cpu", second):
         controls = Controls(model.to(device), bank.to(device), Given(batch))
         found.append(SystemRunner(SYSTEMS[system], model, controls).forward(batch.to(device)))
-        controls.facts(SYSTEMS[system].adapter)
+        SYSTEMS[system].adapter.facts(controls)
     assert close(found[1], found[0])
     for module in (model, bank):
         module.to("cpu")  # as Lightning leaves them; operations are counted then

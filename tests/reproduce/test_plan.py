@@ -56,7 +56,7 @@ S = "synthetic-tiny-s0"
 
 def test_names_that_stand_for_the_cores_are_its_own():
     assert set(BUILT_IN) == set(SIZES)
-    assert set(TAUGHT) == {name for name, spec in SYSTEMS.items() if spec.uses_teachers}
+    assert set(TAUGHT) == {name for name, spec in SYSTEMS.items() if spec.adapter.uses_teachers}
 
 
 def test_a_row_of_tagi_is_the_chain_with_its_inputs_named(grid):

@@ -24,10 +24,10 @@ from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.data.report import shortened
 from tagi_lightning.data.token_cache import tasks_digest
-from tagi_lightning.evaluation.controls import ONCE_FOR_ALL_TASKS, generated
 from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction, write_metrics, write_predictions
+from tagi_lightning.evaluation.sources import GENERATED
 from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.options import flatten
 from tagi_lightning.stages.evaluate import Evaluation
@@ -132,7 +132,7 @@ class Evaluator:
                 damaged.
         """
         record = self.stage.weights.parent / "config.yaml"
-        uses = any(SYSTEMS[name].generates for name in self.stage.systems if name in SYSTEMS)
+        uses = any(SYSTEMS[name].adapter.generates for name in self.stage.systems if name in SYSTEMS)
         if not uses or not record.is_file():
             return
         advice = "remove it to evaluate without comparing"
@@ -189,7 +189,7 @@ class Evaluator:
 
     def teachers_digest(self, name: str) -> str | None:
         """Returns the digest of the teachers' weights where a system uses them."""
-        return file_digest(self.stage.teachers / WEIGHTS) if SYSTEMS[name].uses_teachers else None
+        return file_digest(self.stage.teachers / WEIGHTS) if SYSTEMS[name].adapter.uses_teachers else None
 
     @property
     def partial(self) -> bool:
@@ -238,13 +238,13 @@ class Evaluator:
             "backbone": stage.backbone.name,
             "backbone_digest": stage.checkpoint_backbone_digest(),
         }
-        if spec.generates:
+        if spec.adapter.generates:
             facts |= {"weights": str(stage.weights), "weights_digest": stage.model.digest()}
-        if spec.uses_teachers:
+        if spec.adapter.uses_teachers:
             facts |= {"teachers": str(stage.teachers), "teachers_digest": self.teachers_digest(name)}
         if spec.data == "paraphrased":
             facts["paraphrases"] = asdict(count_paraphrases(self.data.splits.test))
-        facts |= stage.controls.facts(spec.adapter) | answered.facts
+        facts |= spec.adapter.facts(stage.controls) | answered.facts
         if stage.flops and not self.partial:
             facts |= self.costs(name)
         return answered.rows, facts
@@ -255,10 +255,10 @@ class Evaluator:
         reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
         facts: dict[str, Any] = {"flops": self.flops(name)}
         facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
-        if spec.adapter is generated and self.stage.model.config.reads == "input":
+        if spec.adapter is GENERATED and self.stage.model.config.reads == "input":
             facts["relative_flops_formula"] = round(self.formula(), 4)
         training = "training on each data set's demonstrations" if spec.data == "few_shot" else None
-        if left_out := ONCE_FOR_ALL_TASKS.get(spec.adapter, training):
+        if left_out := spec.adapter.once or training:
             facts["flops_leave_out"] = left_out
         return facts
 
@@ -266,7 +266,7 @@ class Evaluator:
         """Returns the operations of a system over its whole data, with outputs of the references' length."""
         if name not in self._flops:
             spec, stage = SYSTEMS[name], self.stage
-            model = stage.model if spec.generates else stage.bare
+            model = stage.model if spec.adapter.generates else stage.bare
             loaders = self.loaders(spec)
             for loader in loaders:
                 loader.batch_sampler.take_whole()  # type: ignore[union-attr]

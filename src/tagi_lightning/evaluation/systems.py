@@ -19,9 +19,10 @@ from tagi_lightning.caches.adapters import AdapterCache
 from tagi_lightning.costs.flops import count_flops, eager_attention
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Task
-from tagi_lightning.evaluation import controls
-from tagi_lightning.evaluation.controls import Adapt, Controls, Source
+from tagi_lightning.evaluation import sources
+from tagi_lightning.evaluation.controls import Controls
 from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.evaluation.sources import Adapt, AdapterSource
 from tagi_lightning.model import TagiModel
 
 
@@ -39,52 +40,37 @@ class SystemSpec:
     """
 
     reads: Literal["input", "prompt", "trained"]
-    adapter: Source
+    adapter: AdapterSource
     data: Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
     title: str
 
     @property
-    def generates(self) -> bool:
-        """Whether the hypernetwork takes part."""
-        return self.adapter in (controls.generated, controls.lora_alone) or self.replaces_adapter
-
-    @property
-    def replaces_adapter(self) -> bool:
-        """Whether fusion and memory are the task's own and LoRA and prefix are not."""
-        return self.adapter in (controls.other_generated, controls.mean_generated)
-
-    @property
-    def uses_teachers(self) -> bool:
-        """Whether teachers take part."""
-        return self.adapter in (controls.taught, controls.mean_taught, controls.nearest_taught)
-
-    @property
     def reads_training_tasks(self) -> bool:
         """Whether training tasks take part beside the weights."""
-        return self.data == "held_out" or self.adapter in (controls.mean_generated, controls.nearest_taught)
+        return self.data == "held_out" or self.adapter.reads_training_tasks
 
 
 SYSTEMS: dict[str, SystemSpec] = {
-    "no_instruction": SystemSpec("input", controls.nothing, "test", "backbone, no instruction"),
+    "no_instruction": SystemSpec("input", sources.NOTHING, "test", "backbone, no instruction"),
     "wrong_instruction": SystemSpec(
-        "trained", controls.generated, "wrong_instruction", "TAGI, another task's instruction"
+        "trained", sources.GENERATED, "wrong_instruction", "TAGI, another task's instruction"
     ),
-    "wrong_adapter": SystemSpec("trained", controls.other_generated, "test", "TAGI, another task's LoRA"),
-    "mean_adapter": SystemSpec("trained", controls.mean_generated, "test", "TAGI, mean LoRA of the training tasks"),
-    "paraphrased": SystemSpec("trained", controls.generated, "paraphrased", "TAGI, instruction in other words"),
-    "mean_teachers": SystemSpec("prompt", controls.mean_taught, "test", "mean of the teachers"),
+    "wrong_adapter": SystemSpec("trained", sources.OTHER_GENERATED, "test", "TAGI, another task's LoRA"),
+    "mean_adapter": SystemSpec("trained", sources.MEAN_GENERATED, "test", "TAGI, mean LoRA of the training tasks"),
+    "paraphrased": SystemSpec("trained", sources.GENERATED, "paraphrased", "TAGI, instruction in other words"),
+    "mean_teachers": SystemSpec("prompt", sources.MEAN_TAUGHT, "test", "mean of the teachers"),
     "nearest_teacher": SystemSpec(
-        "prompt", controls.nearest_taught, "test", "teacher of the most similar training instruction"
+        "prompt", sources.NEAREST_TAUGHT, "test", "teacher of the most similar training instruction"
     ),
-    "concatenated": SystemSpec("prompt", controls.nothing, "test", "backbone, instruction concatenated"),
-    "tagi": SystemSpec("trained", controls.generated, "test", "TAGI"),
-    "lora_only": SystemSpec("trained", controls.lora_alone, "test", "TAGI, its LoRA alone, as PEFT holds it"),
-    "ensemble": SystemSpec("trained", controls.generated, "each_demonstration", "ensemble over demonstrations"),
-    "full_ft": SystemSpec("prompt", controls.nothing, "few_shot", "backbone, trained on demonstrations"),
+    "concatenated": SystemSpec("prompt", sources.NOTHING, "test", "backbone, instruction concatenated"),
+    "tagi": SystemSpec("trained", sources.GENERATED, "test", "TAGI"),
+    "lora_only": SystemSpec("trained", sources.LORA_ALONE, "test", "TAGI, its LoRA alone, as PEFT holds it"),
+    "ensemble": SystemSpec("trained", sources.GENERATED, "each_demonstration", "ensemble over demonstrations"),
+    "full_ft": SystemSpec("prompt", sources.NOTHING, "few_shot", "backbone, trained on demonstrations"),
     "teachers_backbone": SystemSpec(
-        "prompt", controls.nothing, "held_out", "held out: backbone, instruction concatenated"
+        "prompt", sources.NOTHING, "held_out", "held out: backbone, instruction concatenated"
     ),
-    "teachers": SystemSpec("prompt", controls.taught, "held_out", "held out: the categories' teachers"),
+    "teachers": SystemSpec("prompt", sources.TAUGHT, "held_out", "held out: the categories' teachers"),
 }
 """Systems that run a model, by name. `teachers` is the control by the teacher of the task itself: one a category."""
 
@@ -153,7 +139,7 @@ class SystemRunner:
         """Returns what the backbone reads, its adapter, and the adapter's row for each example."""
         inputs = self.inputs(batch)
         if not batch.tasks or batch.tasks != self._tasks:
-            self._adapter = self.spec.adapter(self.controls, self.adapt, batch)
+            self._adapter = self.spec.adapter.make(self.controls, self.adapt, batch)
             self._tasks = batch.tasks
         return inputs, self._adapter, batch.task_index
 

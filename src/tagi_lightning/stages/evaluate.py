@@ -76,12 +76,12 @@ class Evaluation(Stage):
         specs = [SYSTEMS[name] for name in self.systems if name in SYSTEMS]
         self.backbone = self.load_run_backbone()
         self.model = self.bare = bare_model(self.backbone)
-        if any(spec.generates for spec in specs):
+        if any(spec.adapter.generates for spec in specs):
             config = resolve_backbone(self.run, self.backbone_config)
             self.model = load_own_tagi(self.weights, config, self.backbone)
-        if any(spec.replaces_adapter for spec in specs):
+        if any(spec.adapter.replaces_adapter for spec in specs):
             check_generates(self.model)
-        bank = self.load_teachers() if any(spec.uses_teachers for spec in specs) else None
+        bank = self.load_teachers() if any(spec.adapter.uses_teachers for spec in specs) else None
         self.bank = bank
         self.controls = Controls(self.model, bank, self.instructions, self.bare.backbone)
         self.requires_grad_(False)
@@ -100,7 +100,7 @@ class Evaluation(Stage):
     def runner(self) -> SystemRunner:
         """Returns what runs the present system, with no instruction read yet."""
         spec = SYSTEMS[self.system]
-        return SystemRunner(spec, self.model if spec.generates else self.bare, self.controls)
+        return SystemRunner(spec, self.model if spec.adapter.generates else self.bare, self.controls)
 
     def on_test_epoch_start(self) -> None:
         """Starts a system's clock and rows."""
