@@ -18,7 +18,7 @@ from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.tokenizer import load_tokenizer
-from tagi_lightning.evaluation.systems import Answers, answer
+from tagi_lightning.inference.answers import Answers, answer
 from tagi_lightning.inference.model_record import ModelRecord
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
@@ -202,7 +202,7 @@ class InstructedModel:
         batch = self._batch(instructions, tasks, inputs, choices).to(device)
         merged = adapter.lora is not None and len(instructions) == 1
         with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
-            return answer(self.model, batch, batch.input, rest, batch.task_index, generation, self.tokenizer)
+            return answer(self.model, batch, batch.input, rest, generation, self.tokenizer)
 
     def _batch(
         self,

@@ -15,7 +15,8 @@ from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction
-from tagi_lightning.evaluation.systems import answer, to_predictions
+from tagi_lightning.evaluation.systems import to_predictions
+from tagi_lightning.inference.answers import answer
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
@@ -160,7 +161,7 @@ class TagiStage(Stage):
         loss = prediction_loss(logits, batch.labels).mean()
         self.log("val/loss", loss, batch_size=self.counted(len(batch)), prog_bar=True, sync_dist=True)
         if batch.references:
-            answers = answer(self.model, batch, inputs, adapter, batch.task_index, self.generation, self.tokenizer)
+            answers = answer(self.model, batch, inputs, adapter, self.generation, self.tokenizer)
             find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
             self.validation_rows += to_predictions(batch, answers, self.tokenizer, find_task)
 
