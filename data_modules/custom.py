@@ -6,6 +6,7 @@ from typing import Any
 
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.custom import read_custom
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import TaskSplits
 
@@ -21,7 +22,11 @@ class CustomDataModule(InstructionDataModule):
             tokenizer: Tokenizer folder or hub id.
             test_share: Share of the tasks held out for testing where none carries a split.
             **kwargs: As for every instruction data module.
+
+        Raises:
+            ValueError: If an option is out of its range.
         """
+        check_range({"test_share": test_share}, least=0, most=1)
         super().__init__(folder, tokenizer, **kwargs)
         self.test_share = test_share
 

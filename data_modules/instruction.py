@@ -19,10 +19,11 @@ from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.data.paraphrase import paraphrase
 from tagi_lightning.data.prompts import PlainForm, PromptAssembler, PromptForm
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, task_lengths
-from tagi_lightning.data.splits import ValSplit, demonstrations_as_instances, exchange_instructions
+from tagi_lightning.data.splits import ValSplit, check_counts, demonstrations_as_instances, exchange_instructions
 from tagi_lightning.data.task import DEMONSTRATIONS, SETTINGS, Setting, Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
@@ -100,8 +101,22 @@ class InstructionDataModule(L.LightningDataModule):
             num_workers: Processes that build batches; they change nothing but speed.
             cache_dir: Where the token cache lies; null for .cache beside the data.
             pool_batches: Batches' worth of examples a batch is chosen from: more pads less, fewer mixes better.
+
+        Raises:
+            ValueError: If an option is out of its range.
         """
         super().__init__()
+        check_counts(max_train_instances, max_test_instances)
+        batches = {"tasks_per_batch": tasks_per_batch, "instances_per_task": instances_per_task}
+        batches |= {"eval_batch_size": eval_batch_size, "pool_batches": pool_batches}
+        lengths = {"max_input_length": max_input_length, "max_output_length": max_output_length}
+        check_range(batches | lengths, least=1)
+        check_range(
+            {"max_demonstrated_length": max_demonstrated_length}, least=1, otherwise="null for max_input_length"
+        )
+        check_range({"demonstrations": demonstrations, "num_workers": num_workers}, least=0)
+        if val_split != "none":
+            check_range({"val_share": val_share}, above=0, below=1)
         self.folder, self.tokenizer_name, self.setting = Path(folder), tokenizer, setting
         self.prompt, self.form = prompt, prompt_form(prompt, self.texts)
         self.tasks_per_batch, self.instances_per_task = tasks_per_batch, instances_per_task

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.p3 import exchange_datasets, read_p3
 from tagi_lightning.data.prompts import PlainForm
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.task import Task, TaskSplits
 
@@ -53,7 +54,12 @@ class P3DataModule(InstructionDataModule):
             max_input_length: Tokens of an instruction, an input or a complete prompt at most.
             max_output_length: Tokens of a target or an answer choice at most.
             **kwargs: As for every instruction data module.
+
+        Raises:
+            ValueError: If an option is out of its range.
         """
+        check_range({"max_examples_per_template": max_examples_per_template}, least=1)
+        check_range({"shots": shots}, least=0)
         super().__init__(
             folder,
             tokenizer,

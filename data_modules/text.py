@@ -23,6 +23,7 @@ from tagi_lightning.data.pretraining import (
     SegmentCollator,
     sentinel_ids,
 )
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.text import (
     DocumentUnit,
     TextBatchSampler,
@@ -75,12 +76,16 @@ class PlainTextDataModule(L.LightningDataModule):
             cache_dir: Where the token cache lies.
             pool_batches: Batches among which sequences are sorted by length: more pads less, fewer mixes better.
             prompt: Whom segments are for: with t5 all end with EOS, with causal and chat only targets do.
+
+        Raises:
+            ValueError: If an option is out of its range.
         """
         super().__init__()
-        if max_length < MIN_LENGTH:
-            raise ValueError(f"max_length must be at least {MIN_LENGTH}, got {max_length}")
-        if not 0.0 < val_share < 1.0:
-            raise ValueError(f"val_share must be between 0 and 1 (both excluded), got {val_share}")
+        check_range({"max_length": max_length}, least=MIN_LENGTH)
+        check_range({"val_share": val_share}, above=0, below=1)
+        counts = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "pool_batches": pool_batches}
+        check_range(counts | {"max_val_sequences": max_val_sequences}, least=1)
+        check_range({"num_workers": num_workers}, least=0)
         self.corpora, self.tokenizer_name = [Path(path) for path in corpora], tokenizer
         self.batch_size, self.eval_batch_size, self.max_length = batch_size, eval_batch_size, max_length
         self.document_unit, self.val_share, self.max_val_sequences = document_unit, val_share, max_val_sequences
@@ -182,8 +187,9 @@ class BackboneDataModule(PlainTextDataModule):
             **kwargs: As for plain text.
         """
         super().__init__(corpora, tokenizer, prompt="t5", **kwargs)
-        if min(span_corruption, prefix_lm, instruct) < 0 or span_corruption + prefix_lm + instruct == 0:
-            raise ValueError("span_corruption, prefix_lm and instruct must not be negative, and one must be positive")
+        check_range({"span_corruption": span_corruption, "prefix_lm": prefix_lm, "instruct": instruct}, least=0)
+        if span_corruption + prefix_lm + instruct == 0:
+            raise ValueError("span_corruption, prefix_lm and instruct are all 0: nothing would be trained")
         if instruct > 0 and (tasks is None or not tasks.with_prompt):
             raise ValueError("instruct needs tasks with tasks.with_prompt=true")
         self.text_weight, self.instruct, self.tasks = span_corruption + prefix_lm, instruct, tasks

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagi_lightning.data.ranges import check_range
+
 
 @dataclass(frozen=True)
 class FusionConfig:
@@ -26,6 +28,9 @@ class FusionConfig:
     """Inner width of the attention; null means the backbone's heads x head size."""
     norm: Literal["pre", "post"] = "pre"
     """pre: gated residual, nothing changes at the start; post: the paper's residual then norm, no such promise."""
+
+    def __post_init__(self) -> None:
+        check_range({"fusion.width": self.width}, least=1)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraSite, SiteGroups
 from tagi_lightning.pooling import PoolingKind
 
@@ -47,8 +48,9 @@ class HypernetworkConfig:
     """Dropout on the generator's hidden layer while training."""
 
     def __post_init__(self) -> None:
-        if self.prefix_length < 1:
-            raise ValueError(f"hypernetwork.prefix_length must be at least 1, got {self.prefix_length}")
+        counts = {name: getattr(self, name) for name in ("prefix_length", "hidden", "heads")}
+        check_range({f"hypernetwork.{name}": value for name, value in counts.items()}, least=1)
+        check_range({"hypernetwork.dropout": self.dropout}, least=0, below=1)
         if self.generator == "attention" and self.hidden % self.heads:
             raise ValueError(f"hypernetwork.hidden={self.hidden} must be a multiple of hypernetwork.heads={self.heads}")
 

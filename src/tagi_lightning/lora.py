@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagi_lightning.data.ranges import check_range
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -34,8 +36,9 @@ class LoraConfig:
     """Draws A_0, the one start of all teachers and of the generator."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank must be at least 1, got {self.rank}")
+        check_range({"lora.rank": self.rank}, least=1)
+        check_range({"lora.alpha": self.alpha}, above=0)
+        check_range({"lora.dropout": self.dropout}, least=0, below=1)
         if not self.targets:
             raise ValueError("lora.targets must name at least one projection, e.g. [q, v]")
 

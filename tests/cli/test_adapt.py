@@ -2,6 +2,7 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +219,7 @@ def test_many_adapters_go_into_one_folder_and_one_of_them_into_a_peft_folder(mod
 
 def test_examples_that_a_model_does_not_read_are_told_of_folders_and_stacks_alike(save, tmp_path, capsys):
     model = save("definitions", TagiConfig(LoraConfig(rank=4), **ALONE), replace(PROMPTS, demonstrations=0))
+    capsys.readouterr()  # a bar of the loading
     told = "the model was trained on definitions alone; it reads no examples\n"
     options = ["--model", model, "--instruction", TEXT, "--positive", json.dumps(SHOWN)]
     code, _, said = adapt(capsys, *options, "--output", tmp_path / "one")
@@ -229,9 +231,13 @@ def test_examples_that_a_model_does_not_read_are_told_of_folders_and_stacks_alik
     rows = [{"instruction": f"Say {number}.", "demonstrations": SHOWN[:number]} for number in range(3)]
     (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options = ["--model", model, "--file", tmp_path / "many.jsonl", "--output", tmp_path / "many", "--stacked", "true"]
-    said = adapt(capsys, *options)[2]
+    _, [folder], said = adapt(capsys, *options)
     assert said.count(told) == 1
     assert f" and 1 more: {told}" in said
+    made = [json.loads(line) for line in (Path(folder) / "instructions.jsonl").read_text("utf-8").splitlines()]
+    assert [row["demonstrations"] for row in made] == [[], [], []]
+    alone = adapt(capsys, "--model", model, "--instruction", "Say 2.", "--output", tmp_path / "alone")[1]
+    assert made[2]["name"] == Path(alone[0]).name
 
 
 def test_an_adapter_is_trained_further_and_reported_beside_scratch(model, tmp_path, capsys):
@@ -300,6 +306,10 @@ OPTIONS = [
     (["--instruction", "a", "--merge", "true", "--stacked", "true"], "give one of --merge, --stacked and --finetune"),
     (["--file", "a", "--finetune", "b"], "a cannot be used"),
     (["--instruction", "a", "--finetune", "b"], "b cannot be used"),
+    (["--instruction", "a", "--finetune", "b", "--steps", "0"], "--steps must be at least 1, got 0"),
+    (["--instruction", "a", "--finetune", "b", "--lr", "-1"], "--lr must be above 0, got -1"),
+    (["--instruction", "a", "--steps", "5"], "--steps goes with --finetune FILE"),
+    (["--instruction", "a", "--seed", "0"], "--seed goes with --finetune FILE"),
     (["--file", "a", "--positive", '[{"input": "", "output": ""}]'], "tasks and files bring their own examples"),
     (["--instruction", "a", "--positive", '[{"input": "b"}]'], "--positive takes examples such as"),
     (["--instruction", "word " * 500], "leaves no room for an input in the 400 tokens"),

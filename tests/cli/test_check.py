@@ -6,7 +6,7 @@ import pytest
 import torch
 from commands import copy_stages, make, tagi, tagi_commands
 
-from tagi_lightning.cli.check_options import brief
+from tagi_lightning.cli.errors import brief
 from tagi_lightning.stages.base import Stage
 
 
@@ -99,6 +99,11 @@ def test_every_fault_is_told_in_one_run(begun, task_set, tmp_path, capsys):
         (["--trainer.precision=bf16-true"], "would not keep the trained weights in float32"),
         (["--trainer.strategy=fsdp", "--backbone.dtype=bfloat16"], "does not go with --trainer.strategy=fsdp"),
         (["--trainer.strategy=nonsense"], "strategy=nonsense"),
+        (["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:10"], "no number of steps"),
+        (["--data.init_args.tasks_per_batch=0"], "tasks_per_batch must be at least 1, got 0"),
+        (["--data.init_args.instances_per_task=-2"], "instances_per_task must be at least 1, got -2"),
+        (["--data.init_args.max_test_instances=0"], "max_test_instances must be at least 1, or null for all, got 0"),
+        (["--model.init_args.generation.num_beams=0"], "num_beams must be at least 1, got 0"),
         (["--trainer.accelerator=gpu"], "accelerator=gpu"),
         (["--model.init_args.teachers=nowhere"], "nowhere is not there"),
         (["--model.init_args.tagi.lora.rank=8"], "rank is 16 there and 8 here"),

@@ -41,6 +41,29 @@ def test_nothing_evaluated_names_the_command(tmp_path, capsys):
     assert f"make evaluate RUN={tmp_path}" in told.err
 
 
+def answer(run, system, *ids):
+    rows = [json.dumps({"task": "t", "id": id_, "references": ["a"]}) for id_ in ids]
+    (run / "evaluate" / system / "predictions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+
+
+def test_rows_of_other_instances_bear_a_star(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("one", "same", "fewer", "others")]
+    for run in runs:
+        n = 2 if run.name == "fewer" else 3
+        write(run, "tagi", overall={"n": n, "rougeL": 1.0}, by_task={"t": {"n": n, "rougeL": 1.0}})
+        answer(run, "tagi", *("abx" if run.name == "others" else "abc")[:n])
+    write(runs[0], "teachers", overall={"n": 9, "rougeL": 1.0}, by_task={"u": {"n": 9, "rougeL": 1.0}})
+    others = ", ".join(map(str, runs[1:]))
+    assert main(["compare", "--run", str(runs[0]), "--others", f"[{others}]"]) == 0
+    told = capsys.readouterr().out
+    rows = [line.split("|")[1].strip() for line in told.splitlines()[2:] if line.startswith("|")]
+    assert rows[0] == "TAGI"
+    assert rows[-3:] == ["same: TAGI", "fewer: TAGI *", "others: TAGI *"]
+    assert "* answered other instances than the rows without a star" in told
+    assert main(["compare", "--run", str(runs[0]), "--others", f"[{runs[1]}]"]) == 0
+    assert "*" not in capsys.readouterr().out
+
+
 def test_rows_of_further_runs_bear_their_names(tmp_path, capsys):
     write(tmp_path / "one", "tagi", seconds=1.0)
     write(tmp_path / "two", "tagi", relative_flops=0.5)

@@ -48,6 +48,12 @@ def test_one_input_is_answered_as_in_python(chain, predict):
     assert "1 answers in" in said
 
 
+@pytest.mark.parametrize("text", ["null", "~", "# a comment", "", "[1, 2]", "- a"])
+def test_words_are_taken_as_they_are_whatever_they_mean_in_yaml(chain, predict, text):
+    code, rows, said = predict("--instruction", text or "null", f"--input={text}")
+    assert (code, rows) == (0, [{"id": 1, "output": expected(chain, text or "null", [text])[0]}]), said
+
+
 def test_a_file_is_answered_in_order_and_bad_lines_are_told(chain, predict, tmp_path):
     lines = [
         {"input": "owl cat crow", "id": "first"},
@@ -95,6 +101,8 @@ OPTIONS = [
     (["--input", "b", "--instruction", "a", "--definition", "c"], "got --instruction and --definition"),
     (["--inputs", "/absent/file", "--instruction", "a"], "No such file or directory: '/absent/file'"),
     (["--input", "b", "--instruction", "a", "--batch_size", "0"], "--batch_size must be at least 1"),
+    (["--input", "b", "--instruction", "a", "--num_beams", "0"], "--num_beams must be at least 1, got 0"),
+    (["--input", "b", "--instruction", "a", "--max_new_tokens", "-1"], "--max_new_tokens must be at least 1, got -1"),
     (["--input", "b", "--instruction", "a", "--backbone", "/absent"], "where it lies now: --backbone DIR"),
 ]
 

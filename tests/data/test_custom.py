@@ -68,7 +68,7 @@ def test_no_or_all_tasks_can_be_test_tasks(write):
     assert names(read_custom(path, test_share=0).train) == ["add", "subtract"]
     splits = read_custom(path, test_share=1, val_split="tasks")
     assert (splits.train, splits.validation, names(splits.test)) == ((), (), ["add", "subtract"])
-    with pytest.raises(ValueError, match=r"test_share=1\.5: give a share from 0"):
+    with pytest.raises(ValueError, match=r"test_share must be at least 0 and at most 1, got 1.5"):
         read_custom(path, test_share=1.5)
 
 
@@ -126,6 +126,40 @@ def test_bad_rows_are_errors_with_file_and_line(write, message):
         read_custom(write(*BAD[message]))
     assert f"x {message}\n" in str(error.value)
     assert "Give a JSONL file with rows {task, instruction, input, output}" in str(error.value)
+
+
+def test_whatever_is_wrong_comes_at_once(tmp_path):
+    rows = [
+        row("a", instruction=" "),
+        row("b", split="dev"),
+        row("c", output=[]),
+        row("d", input=None),
+        row(""),
+        row("e", category=3),
+    ]
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join([*map(json.dumps, rows), "{"]), encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_custom(path)
+    for told in (
+        "row without a task's name: tasks.jsonl:5\n",
+        "not valid JSON: tasks.jsonl:7 (",
+        "empty definition: tasks.jsonl:1\n",
+        "split that is neither train nor test (all tasks have one or none has): ",
+        "tasks.jsonl:2 ('dev')",
+        "task without an instance that has a reference: tasks.jsonl:3\n",
+        "instance without text as input and text or a list as output: tasks.jsonl:4\n",
+        "category that is not a name: tasks.jsonl:6\n",
+    ):
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tasks.jsonl", "add.json"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, name):
+    document = {"Definition": "Add.", "Instances": [{"input": "1 2", "output": "3"}]}
+    text = json.dumps(row() if name.endswith("l") else document)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_custom(tmp_path).train[0].instances[0].input == "1 2"
 
 
 def test_blank_lines_are_skipped_and_broken_ones_told(tmp_path):

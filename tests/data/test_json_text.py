@@ -11,6 +11,10 @@ def test_what_json_writes_comes_back(value):
     assert parse_json(json.dumps(value, ensure_ascii=False)) == value
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text():
+    assert parse_json('\ufeff{"a": 1}') == {"a": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagi_lightning.data.report import DataError
-from tagi_lightning.data.splits import held_out_count, hold_out, split_validation, training_instances
+from tagi_lightning.data.splits import check_counts, held_out_count, hold_out, split_validation, training_instances
 from tagi_lightning.data.task import Instance, Task
 
 SEEDS = st.integers(0, 2**31)
@@ -77,8 +77,22 @@ def test_no_split_keeps_every_task():
 
 @pytest.mark.parametrize(("how", "share"), [("tasks", 0.0), ("instances", 1.0), ("rows", 0.5)])
 def test_options_out_of_range_are_told(how, share):
-    with pytest.raises(ValueError, match=r"val_(share|split)=.*(none)"):
+    with pytest.raises(ValueError, match=r"val_share must be above 0 and below 1|val_split=.*none"):
         split_validation([make_task("add", 2), make_task("subtract", 2)], how, share, 0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((0, None), "max_train_instances must be at least 1, got 0"),
+        ((5, -1), "max_test_instances must be at least 1, or null for all, got -1"),
+        ((5, None, -50), "held_out_instances must be at least 0, got -50"),
+    ],
+)
+def test_numbers_that_would_cut_from_the_end_are_refused(counts, told):
+    with pytest.raises(ValueError, match=told):
+        check_counts(*counts)
+    check_counts(1, None, 0)
 
 
 @pytest.mark.parametrize("how", ["tasks", "categories"])

@@ -121,6 +121,35 @@ def test_setting_decides_how_many_demonstrations_are_shown(folder):
         module(folder, setting="def+1pos")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("max_test_instances", -1, "at least 1, or null for all"),
+        ("max_test_instances", 0, "at least 1, or null for all"),
+        ("max_train_instances", -100, "at least 1"),
+        ("tasks_per_batch", 0, "at least 1"),
+        ("instances_per_task", -2, "at least 1"),
+        ("eval_batch_size", 0, "at least 1"),
+        ("pool_batches", 0, "at least 1"),
+        ("max_input_length", -1, "at least 1"),
+        ("max_output_length", 0, "at least 1"),
+        ("max_demonstrated_length", 0, "at least 1, or null for max_input_length"),
+        ("demonstrations", -2, "at least 0"),
+        ("num_workers", -1, "at least 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(option, value, allowed):
+    with pytest.raises(ValueError, match=f"^{option} must be {allowed}, got {value}$"):
+        SyntheticDataModule("nowhere", **{option: value})
+
+
+def test_shares_out_of_range_are_refused_before_anything_is_read():
+    with pytest.raises(ValueError, match=r"^val_share must be above 0 and below 1, got 1"):
+        SNIDataModule("nowhere", "tokenizer", val_split="tasks", val_share=1.0)
+    with pytest.raises(ValueError, match=r"^test_share must be at least 0 and at most 1, got 2"):
+        CustomDataModule("nowhere", "tokenizer", test_share=2)
+
+
 def test_test_loader_holds_every_test_instance_with_its_references(folder):
     data = module(folder)
     found = {}

@@ -151,6 +151,15 @@ def test_wrong_instructions_are_of_another_data_set(folder):
             assert ids in right.values()
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"max_examples_per_template": -1}, {"shots": -1}, {"max_test_instances": 0}, {"max_output_length": 0}]
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(wrong):
+    [(option, value)] = wrong.items()
+    with pytest.raises(ValueError, match=f"^{option} must be at least .*got {value}$"):
+        P3DataModule("nowhere", "tokenizer", **wrong)
+
+
 def test_demonstrations_are_drawn_where_asked_for(folder):
     data = module(folder, shots=4)
     assert [len(task.demonstrations) for task in data.splits.test] == [4, 4]

@@ -117,10 +117,13 @@ def test_workers_change_nothing(folder: Path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_length": 2}, "max_length"),
-        ({"val_share": 0.0}, "val_share"),
-        ({"span_corruption": 0.0, "prefix_lm": 0.0}, "positive"),
-        ({"span_corruption": -1.0}, "negative"),
+        ({"max_length": 2}, "max_length must be at least 3, got 2"),
+        ({"val_share": 0.0}, "val_share must be above 0 and below 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1"),
+        ({"max_val_sequences": -5}, "max_val_sequences must be at least 1"),
+        ({"span_corruption": 0.0, "prefix_lm": 0.0}, "all 0"),
+        ({"span_corruption": -1.0}, "span_corruption must be at least 0, got -1"),
         ({"instruct": 1.0}, "with_prompt"),
     ],
 )

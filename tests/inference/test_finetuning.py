@@ -65,7 +65,7 @@ def test_no_example_is_trained_on_and_held_out_and_the_seed_draws():
 
 @pytest.mark.parametrize("values", [{"steps": -1}, {"lr": 0.0}, {"batch_size": 0}, {"held_out": 1.0}])
 def test_settings_that_cannot_be_are_refused(values):
-    with pytest.raises(ValueError, match=r"steps of at least 0|held_out must be"):
+    with pytest.raises(ValueError, match=rf"^{next(iter(values))} must be"):
         FinetuneConfig(**values)
 
 

@@ -1,4 +1,6 @@
 import inspect
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +65,42 @@ def test_an_adapter_tells_the_demonstrations_that_were_read_alone():
     loaded = build_instructed("t5")
     given = Instruction("Say it.", (Demonstration("1", "2"), Demonstration("3", "4")))
     assert loaded.adapt(given).instruction.demonstrations == given.demonstrations[:1]
+
+
+def test_examples_in_any_form_are_the_same_ones_and_others_are_refused():
+    loaded = build_instructed("t5")
+    for shown in ([("1 2", "2")], [["1 2", "2"]], [{"input": "1 2", "output": "2"}], LAST.demonstrations):
+        assert loaded.adapt(LAST.text, shown).instruction == LAST
+    for wrong in ({"input": "1", "output": "2"}, ("1", "2"), [{"in": "1", "out": "2"}], ["ab"], [("a", 1)], [("a",)]):
+        with pytest.raises(TypeError, match="a demonstration is a pair of texts"):
+            loaded.adapt(LAST.text, wrong)
+    with pytest.raises(ValueError, match="an Instruction brings its own demonstrations"):
+        loaded.adapt(LAST, [("1 2", "2")])
+
+
+def test_what_is_no_instruction_or_no_list_of_inputs_is_refused():
+    loaded = build_instructed("t5-lora")
+    for wrong in (None, ["a", "b"]):
+        with pytest.raises(TypeError, match="an instruction is one text, got"):
+            loaded.adapt(wrong)
+    for empty in ("", " "):
+        with pytest.raises(ValueError, match="the instruction is empty"):
+            loaded.adapt(empty)
+    adapter = loaded.adapt(LAST)
+    for wrong in ("one string", [1], [["a"]]):
+        with pytest.raises(TypeError, match="inputs are a list of texts"):
+            loaded.generate(adapter, wrong)
+
+
+@pytest.mark.parametrize(("shown", "given", "told"), [(0, 1, "it reads no examples"), (2, 1, "and this one has 1")])
+def test_other_examples_than_those_of_training_are_warned_of(shown, given, told):
+    loaded = build_instructed("t5-lora")
+    loaded = replace(loaded, prompts=replace(loaded.prompts, demonstrations=shown))
+    with pytest.warns(UserWarning, match=told):
+        loaded.adapt(FIRST.text, [("1 2", "1")] * given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.adapt(FIRST.text, [("1 2", "1")] * shown)
 
 
 def test_fid_icl_is_refused_and_a_student_of_it_is_not(tmp_path):

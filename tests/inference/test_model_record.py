@@ -23,6 +23,9 @@ def test_the_record_of_an_evaluation_goes_before_that_of_training(tmp_path):
     record = ModelRecord.of(tmp_path / "distill" / "model")
     assert record.generation == GenerationConfig(max_new_tokens=3)
     assert "evaluated with the backbone in float32, as above" in record.describe()
+    write("evaluate/tagi", model={"init_args": {"generation": {"max_new_tokens": 0}}})
+    with pytest.raises(ValueError, match=r"tagi/config.yaml is damaged: max_new_tokens must be at least 1, got 0; rem"):
+        _ = ModelRecord.of(tmp_path / "model").generation
     write("evaluate/tagi", backbone={"dtype": 8})
     with pytest.raises(ValueError, match=r"tagi/config.yaml is damaged: backbone.dtype cannot be 8"):
         ModelRecord.of(tmp_path / "model").describe()

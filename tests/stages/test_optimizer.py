@@ -16,6 +16,12 @@ def test_names_build_what_they_say_with_their_settings():
     assert (adafactor.defaults["relative_step"], adafactor.defaults["scale_parameter"]) == (False, False)
 
 
+@pytest.mark.parametrize("wrong", [{"lr": -1e-4}, {"lr": float("nan")}, {"weight_decay": -1.0}, {"warmup": 1.5}])
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=rf"^optimizer.{next(iter(wrong))} must be at least 0"):
+        OptimizerConfig(**wrong)
+
+
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_a_weight_that_starts_at_zero_moves_at_once(name):
     weight = nn.Parameter(torch.zeros(4, 4))

@@ -60,7 +60,7 @@ def test_precisions_that_would_train_in_16_bits_are_refused(chain, task_set, tmp
 
 def stage_under(backbone, **trainer):
     stage = HypernetworkPretraining(backbone=backbone)
-    stage._trainer = SimpleNamespace(**{"precision": "bf16-mixed", "strategy": None} | trainer)
+    stage._trainer = SimpleNamespace(**{"precision": "bf16-mixed", "strategy": None, "max_steps": 1} | trainer)
     return stage
 
 
@@ -69,6 +69,21 @@ def test_float16_mixed_is_refused_for_t5(backbone):
     stage.build = lambda: setattr(stage, "backbone", backbone)
     with pytest.raises(ValueError, match=r"overflow in float16.*precision=bf16-mixed"):
         stage.configure_model()
+
+
+@pytest.mark.parametrize(
+    "options", [["--trainer.max_steps=-1", "--trainer.max_time=00:00:00:10"], ["--trainer.max_steps=0"]]
+)
+def test_a_schedule_needs_a_number_of_steps(chain, task_set, tmp_path, capsys, options):
+    copy_stages(chain, tmp_path, "pretrain-backbone")
+    assert tagi(command("teachers", tmp_path, task_set, *options)) == 1
+    assert "gives the learning rate's schedule no number of steps: give --trainer.max_steps" in capsys.readouterr().err
+
+
+def test_epochs_give_a_number_of_steps(chain, task_set, tmp_path):
+    copy_stages(chain, tmp_path, "pretrain-backbone")
+    options = ["--trainer.max_steps=-1", "--trainer.max_epochs=1", "--model.init_args.report_instances=0"]
+    assert tagi(command("teachers", tmp_path, task_set, *options, "--data.init_args.max_train_instances=1")) == 0
 
 
 @pytest.mark.parametrize("stored", [{"quantization": "int8"}, {"dtype": "bfloat16"}])

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.data.batch import Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.merging import WeightsLock
 
@@ -49,6 +50,12 @@ class GenerationConfig:
     """Tokens that hold a line break; they follow from stop_at_newline."""
     blank_ids: tuple[int, ...] = ()
     """Tokens of white space alone; they follow from stop_at_newline."""
+
+    def __post_init__(self) -> None:
+        check_range({"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams}, least=1)
+        check_range({"min_new_tokens": self.min_new_tokens}, least=0, most=self.max_new_tokens)
+        check_range({"temperature": self.temperature}, above=0)
+        check_range({"top_p": self.top_p}, above=0, most=1)
 
     def with_newlines(self, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
         """Returns the configuration with the tokenizer's line breaks and white space, where answers are one line."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.cli.instructions import one_instruction
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,9 @@ def adapt(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     stacked: bool = False,
     finetune: str | None = None,
-    steps: int = 100,
-    lr: float = 1e-3,
-    seed: int = 0,
+    steps: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
 ) -> None:
@@ -60,9 +61,9 @@ def adapt(
         stacked: Write all adapters into one folder of sharded safetensors with an index, for thousands of them.
         finetune: JSON lines of input and output: train the one LoRA further on them, without fusion and memory, and
             report that beside training from scratch. A quarter of the lines is held out.
-        steps: Steps of --finetune.
-        lr: Learning rate of --finetune.
-        seed: Draws what --finetune holds out and the order of the others.
+        steps: Steps of --finetune; null for 100.
+        lr: Learning rate of --finetune; null for 0.001.
+        seed: Draws what --finetune holds out and the order of the others; null for 0.
         device: Where to compute, e.g. cuda.
         overwrite: Replace folders that are already there.
     """
@@ -70,6 +71,12 @@ def adapt(
         raise ValueError("--stack FOLDER and --name NAME go together: which adapter of a folder of --stacked is wanted")
     if sum([merge, stacked, finetune is not None]) > 1:
         raise ValueError("give one of --merge, --stacked and --finetune: they write different things")
+    options = {"steps": steps, "lr": lr, "seed": seed}
+    given_options = {name: value for name, value in options.items() if value is not None}
+    if given_options and finetune is None:
+        raise ValueError(f"--{next(iter(given_options))} goes with --finetune FILE, which says what to train on")
+    check_range({"--steps": steps}, least=1)
+    check_range({"--lr": lr}, above=0)
     instructions = gather(instruction, definition, positive, task, file, stack)
     if finetune is not None and len(instructions) != 1:
         raise ValueError("--finetune trains the adapter of one instruction: --instruction, --definition or --task")
@@ -86,12 +93,15 @@ def adapt(
     exporter = Exporter(loaded, overwrite, {"commit": git_state()["commit"] or "unknown"})
     if exporter.loses and finetune is None:
         say("adapt", exporter.loses)
+    tell_shown(loaded, instructions)
+    # what is not read stands in no name and no record
+    instructions = list(dict.fromkeys(map(loaded.shown, instructions)))
     if stack is not None and name is not None:
         written = write_from_stack(exporter, Path(stack), name, Path(output))
     elif stacked:
         written = write_stack(exporter, instructions, Path(output))
     elif finetune is not None:
-        written = write_finetuned(exporter, instructions[0], Path(finetune), Path(output), (steps, lr, seed))
+        written = write_finetuned(exporter, instructions[0], Path(finetune), Path(output), given_options)
     else:
         written = write_folders(exporter, instructions, Path(output), getattr(torch, dtype) if merge else None)
     for folder in written:
@@ -132,7 +142,6 @@ def write_folders(
 ) -> Iterator[Path]:
     """Writes and yields a PEFT folder for each instruction, and a merged model where a type is given for it."""
     for given, adapter in zip(instructions, exporter.loaded.adapt_all(instructions), strict=True):
-        tell_shown(exporter.loaded, [given])
         folder = output / given.folder_name
         exporter.write(adapter, folder)
         yield folder
@@ -146,7 +155,6 @@ def write_stack(exporter: Exporter, instructions: Sequence[Instruction], output:
     """Writes and yields one folder of all adapters."""
     from tagi_lightning.peft_io.stacked import StackWriter
 
-    tell_shown(exporter.loaded, instructions)
     start = time.monotonic()
     for done in StackWriter(exporter).write(instructions, output):
         say("adapt", f"{done} of {len(instructions)} adapters in {time.monotonic() - start:.0f} s")
@@ -163,20 +171,19 @@ def write_from_stack(exporter: Exporter, stack: Path, name: str, output: Path) -
 
 
 def write_finetuned(
-    exporter: Exporter, instruction: Instruction, data: Path, output: Path, options: tuple[int, float, int]
+    exporter: Exporter, instruction: Instruction, data: Path, output: Path, options: Mapping[str, Any]
 ) -> Iterator[Path]:
     """Writes and yields the PEFT folder of an adapter that was trained further, with the report beside it."""
     from tagi_lightning.data.labelled import read_labelled
     from tagi_lightning.inference.finetuning import FinetuneConfig, Finetuner
 
-    steps, lr, seed = options
-    tuner = Finetuner(exporter.loaded, FinetuneConfig(steps, lr, seed=seed))
-    adapter = exporter.loaded.adapt(instruction)
-    tell_shown(exporter.loaded, [instruction])
+    config = FinetuneConfig(**options)
+    tuner = Finetuner(exporter.loaded, config)
+    [adapter] = exporter.loaded.adapt_all([instruction])
     lora, report = tuner.run(adapter, read_labelled(data))
     say("adapt", f"{report.trained_on} examples trained on, {report.held_out} held out\n{report.table()}")
     folder = output / f"{instruction.folder_name}-finetuned"
-    trained = f"{steps} steps on {report.trained_on} examples, learning rate {lr:g}"
+    trained = f"{config.steps} steps on {report.trained_on} examples, learning rate {config.lr:g}"
     exporter.write_lora(lora, adapter.instruction, folder, {"trained further": trained}, report.table())
     (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
     yield folder
@@ -186,26 +193,11 @@ def tell_shown(loaded: InstructedModel, instructions: Sequence[Instruction]) -> 
     """Says which adapters are made of other examples than those that their model was trained with; each reason once."""
     names: dict[str, list[str]] = {}
     for given in instructions:
-        if reason := other_examples(loaded, given):
-            names.setdefault(reason, []).append(given.folder_name)
+        if reason := loaded.unlike_training(given):
+            names.setdefault(reason, []).append(loaded.shown(given).folder_name)
     for reason, (first, *others) in names.items():
         more = f" and {len(others)} more" if others else ""
         say("adapt", f"{first}{more}: {reason}")
 
 
-def other_examples(loaded: InstructedModel, given: Instruction) -> str:
-    """Returns how the examples that are read of an instruction differ from those of training; empty where not."""
-    prompts, count, shown = loaded.prompts, len(given.demonstrations), len(loaded.shown(given).demonstrations)
-    if shown < count and prompts.demonstrations == 0:
-        return "the model was trained on definitions alone; it reads no examples"
-    if shown < min(count, prompts.demonstrations):
-        return f"{shown} of {count} examples fit into {prompts.max_input_length} tokens"
-    if count < prompts.demonstrations:
-        return (
-            f"the model was trained on instructions with {prompts.demonstrations} "
-            f"examples and this one has {count}; give them: --positive"
-        )
-    return ""
-
-
-main = options_of(adapt)
+main = options_of(adapt, texts=("instruction", "definition"))

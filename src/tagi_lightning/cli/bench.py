@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tagi_lightning.cli.command import options_of, words
+from tagi_lightning.data.ranges import check_range
 
 
 def bench(
@@ -25,8 +26,7 @@ def bench(
     from tagi_lightning.bench.measure import table
     from tagi_lightning.cli.runs import environment, write_json
 
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    check_range({"--repeats": repeats}, least=1)
     wanted = words(cases) or list(CASES)
     if unknown := [name for name in wanted if name not in CASES]:
         raise ValueError(f"unknown cases {', '.join(unknown)}; choose from {', '.join(CASES)}")

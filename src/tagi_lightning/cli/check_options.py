@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from omegaconf import OmegaConf
 
-from tagi_lightning.cli.errors import TOLD_ERRORS
+from tagi_lightning.cli.errors import TOLD_ERRORS, brief
 from tagi_lightning.data.tokenizer import TokenizerError
 from tagi_lightning.options import flatten
 
@@ -183,13 +183,3 @@ def _closeness(text: str, name: str, value: Any) -> int:
     ends = [".".join(parts[start:]) for start in range(len(parts))]
     longest = next((len(parts) - start for start, end in enumerate(ends) if named(end)), 0)
     return 2 * longest + named(str(value))
-
-
-def brief(message: str) -> str:
-    """Returns what a parser's message says, without what was tried and every type that is allowed elsewhere."""
-    lines = [line.strip() for line in message.partition("Given value")[0].splitlines()]
-    if "Errors:" in lines:
-        lines = [line.removeprefix("- ") for line in lines[lines.index("Errors:") + 1 :]]
-        lines = [line for line in lines if line != "Expected a <class 'NoneType'>"]
-    lines = [line for line in lines if line and not line.startswith(("Problem with given class_path", "Parser key"))]
-    return " ".join(lines) or message

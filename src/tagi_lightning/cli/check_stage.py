@@ -80,6 +80,8 @@ def check_stage(stage: Stage, data: Any, readable: bool, problems: Problems) -> 
     """
     with problems.collected():
         stage.check_trainer()
+    with problems.collected():
+        stage.check_length()
     before = len(problems)
     if not readable and isinstance(data, InstructionDataModule):
         categories: tuple[str, ...] = ("unknown",)

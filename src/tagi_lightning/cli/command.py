@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 
 from tagi_lightning.preemption import Preempted
 
@@ -19,18 +21,25 @@ DEBUG = "TAGI_DEBUG"
 """Environment variable that, not empty, shows where a told error came from; `--debug` sets it."""
 
 
-def options_of(function: Callable[..., int | None]) -> Callable[[list[str]], int]:
+def options_of(function: Callable[..., int | None], texts: Sequence[str] = ()) -> Callable[[list[str]], int]:
     """Returns the `main` of the verb that a function is named after: its options are the function's parameters.
 
     Args:
         function: Does the verb's work; its docstring is the verb's help, and an integer it returns the exit code.
+        texts: Parameters in a user's own words, which are never read as YAML: null and # are words there, too.
     """
+    prog = f"tagi {function.__name__}"
 
     def main(args: list[str]) -> int:
         import jsonargparse
 
-        prog = f"tagi {function.__name__}"
-        return jsonargparse.auto_cli(function, args=args, as_positional=False, prog=prog, allow_abbrev=False) or 0
+        given, rest = _take(texts, args, prog)
+
+        @wraps(function)
+        def called(**options: object) -> int | None:
+            return function(**options | given)
+
+        return jsonargparse.auto_cli(called, args=rest, as_positional=False, prog=prog, allow_abbrev=False) or 0
 
     return main
 
@@ -38,6 +47,18 @@ def options_of(function: Callable[..., int | None]) -> Callable[[list[str]], int
 def words(value: Sequence[str] | str | None) -> list[str]:
     """Returns a list that may be written with commas."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value or ())
+
+
+def _take(texts: Sequence[str], args: list[str], prog: str) -> tuple[dict[str, str], list[str]]:
+    """Returns the texts that a command line gives, by parameter, and what is left of it."""
+    usage = f"{prog} [options]"
+    parser = argparse.ArgumentParser(
+        usage=usage, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    for name in texts:
+        parser.add_argument(f"--{name}")
+    found, rest = parser.parse_known_args(args)
+    return vars(found), rest
 
 
 def finish(verb: str, main: Callable[[list[str]], int], args: list[str]) -> int:

@@ -1,5 +1,6 @@
 """Errors whose message is all a user needs: told in one piece, without a traceback."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,43 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 TOLD_ERRORS = (MisconfigurationException, OSError, ValueError)
 """What every error that is told derives from."""
+
+NO_SUBTYPE = "Does not validate against any of the Union subtypes"
+"""How jsonargparse begins what it says of a class whose constructor failed."""
+
+
+def brief(message: str) -> str:
+    """Returns what a parser's message says, without what was tried and every type that is allowed elsewhere."""
+    lines = [line.strip() for line in message.partition("Given value")[0].splitlines()]
+    if "Errors:" in lines:
+        lines = [line.removeprefix("- ") for line in lines[lines.index("Errors:") + 1 :]]
+        lines = [line for line in lines if line != "Expected a <class 'NoneType'>"]
+    lines = [line for line in lines if line and not line.startswith(("Problem with given class_path", "Parser key"))]
+    return " ".join(lines) or message
+
+
+def with_option(message: str) -> str:
+    """Returns what a parser's message says, behind the option that it is about."""
+    # a class's own options are told inside the message about the class
+    keys = re.findall(r'Parser key "([^"]+)"', message.partition("Given value")[0])
+    value = re.search(r"^ *Given value: (?!Namespace|NestedArg)(.{1,100})$", message, re.MULTILINE)
+    text = brief(message) + (f". Got value: {value[1]}" if value else "")
+    return f"--{'.init_args.'.join(keys)}: {text}" if keys else text
+
+
+@contextmanager
+def told_briefly() -> Iterator[None]:
+    """Makes errors of constructors that the parser calls what they were, without the configuration they were given.
+
+    Raises:
+        ValueError: With the constructor's reason.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(NO_SUBTYPE):
+            raise
+        raise ValueError(brief(str(error))) from error
 
 
 class MemoryTooSmallError(ValueError):

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from tagi_lightning.cli.command import options_of, say
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.data.task import Task
@@ -48,10 +49,9 @@ def inspect(
         stop_at_newline: Answers end at the first line break; null for as the model's run decodes.
         device: Where to compute, e.g. cuda.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"--count must be at least 1, or null for all tasks, got {count}")
-    if instances < 0:
-        raise ValueError(f"--instances must be at least 0, got {instances}")
+    check_range({"--count": count}, least=1, otherwise="null for all tasks")
+    check_range({"--instances": instances}, least=0)
+    check_range({"--max_new_tokens": max_new_tokens}, least=1)
     by_split = read_tasks(Path(tasks), splits, max(1, instances))
 
     from tagi_lightning.cli.quiet import without_loading_bars

@@ -33,6 +33,7 @@ from tagi_lightning.callbacks import (
     StopAtBatch,
     Throughput,
 )
+from tagi_lightning.cli.errors import told_briefly, with_option
 from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
@@ -76,7 +77,7 @@ class TagiArgumentParser(LightningArgumentParser):
         """
         if ex is not None and find_tokenizer.__name__ in message:
             raise TokenizerError(str(ex.__cause__)) from ex.__cause__
-        super().error(message, ex)
+        super().error(with_option(message) if self.exit_on_error else message, ex)
 
 
 class TagiCLI(LightningCLI):
@@ -172,7 +173,8 @@ class TagiCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer."""
         self.find_backbone()
-        super().instantiate_classes()
+        with told_briefly():
+            super().instantiate_classes()
 
     def find_backbone(self) -> None:
         """Looks whether a pretrained backbone and its tokenizer are there, before anything is read."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.cli.instructions import one_instruction
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.inference.answering import Answerer
@@ -56,8 +57,8 @@ def predict(
     """
     if (input is None) == (inputs is None):
         raise ValueError("give one of --input TEXT and --inputs FILE (- for standard input), which say what to answer")
-    if batch_size < 1:
-        raise ValueError(f"--batch_size must be at least 1, got {batch_size}")
+    counts = {"--batch_size": batch_size, "--max_new_tokens": max_new_tokens, "--num_beams": num_beams}
+    check_range(counts, least=1)
     given = one_instruction(instruction, definition, positive, task)
     if input is not None and given is None:
         raise ValueError("give one of --instruction, --definition and --task, which say what the task is")
@@ -124,4 +125,4 @@ class Printer:
         return 1 if self.refused else 0
 
 
-main = options_of(predict)
+main = options_of(predict, texts=("instruction", "definition", "input"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagi_lightning.cli.command import options_of, say
+from tagi_lightning.data.ranges import check_range
 
 if TYPE_CHECKING:
     from tagi_lightning.data.instruction import Instruction
@@ -46,8 +47,8 @@ def ui(
     """
     if importlib.util.find_spec("streamlit") is None:
         raise ValueError("the page needs Streamlit, which is not installed: pip install 'tagi-lightning[ui]'")
-    if count is not None and count < 1:
-        raise ValueError(f"--count must be at least 1, or null for all tasks, got {count}")
+    check_range({"--count": count}, least=1, otherwise="null for all tasks")
+    check_range({"--max_new_tokens": max_new_tokens}, least=1)
     known = known_tasks(Path(tasks), count) if tasks is not None else []
 
     from tagi_lightning.cli.quiet import without_loading_bars

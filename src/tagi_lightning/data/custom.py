@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.splits import ValSplit, arrange, hold_out
 from tagi_lightning.data.task import TaskSplits
@@ -63,11 +64,11 @@ def read_custom(
         DataError: If anything is wrong; one message names every problem by file and line.
         ValueError: If an option is out of its range.
     """
-    if not 0 <= test_share <= 1:
-        raise ValueError(f"test_share={test_share}: give a share from 0 (no test tasks) to 1 (test tasks only)")
+    check_range({"test_share": test_share}, least=0, most=1)
     report = report or DataReport(str(path))
     sources = _sources(path, report)
-    report.raise_if_errors(ADVICE)
+    if not sources:
+        report.raise_if_errors(ADVICE)
     tasks = []
     for source in sources:
         task = parse_task(source.document, source.name, report, source.where, source.place)

@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from transformers import PreTrainedTokenizerFast
 
@@ -42,6 +42,24 @@ class Instruction:
     text: str
     demonstrations: tuple[Demonstration, ...] = ()
     name: str = ""
+
+    @classmethod
+    def of(cls, text: object, demonstrations: Iterable[object] = ()) -> Self:
+        """Returns the instruction that a caller gives, refusing what would silently become another one.
+
+        Args:
+            text: The definition of the task.
+            demonstrations: Pairs of input and output, or mappings with these two keys.
+
+        Raises:
+            TypeError: If the definition is no text, or an example neither such a pair nor such a mapping.
+            ValueError: If the definition is empty.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"an instruction is one text, got {shortened(repr(text))}")
+        if not text.strip():
+            raise ValueError("the instruction is empty; say in words what the task is")
+        return cls(text, tuple(map(_demonstration, demonstrations)))
 
     @property
     def folder_name(self) -> str:
@@ -78,6 +96,20 @@ def instruction_of_row(row: Any) -> Instruction:
     if not same:
         raise ValueError(f"{shortened(repr(row['name']))} is the name of another instruction")
     return found
+
+
+def _demonstration(given: object) -> Demonstration:
+    match given:
+        case Demonstration():
+            return given
+        case {"input": str(shown), "output": str(answer), **others} if not others:
+            return Demonstration(shown, answer)
+        case (str(shown), str(answer)):
+            return Demonstration(shown, answer)
+    raise TypeError(
+        'a demonstration is a pair of texts, ("2 3", "5"), or {"input": "2 3", "output": "5"}; '
+        f"got {shortened(repr(given))}"
+    )
 
 
 def read_task_instruction(path: Path) -> Instruction:

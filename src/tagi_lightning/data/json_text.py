@@ -11,7 +11,7 @@ def parse_json(text: str, half_characters: bool = False) -> Any:
     """Returns the value that a JSON text holds.
 
     Args:
-        text: The text.
+        text: The text; a byte order mark, with which some editors begin a file, is no part of it.
         half_characters: Take unpaired surrogates, which have no UTF-8, as they are.
 
     Raises:
@@ -19,7 +19,7 @@ def parse_json(text: str, half_characters: bool = False) -> Any:
             unpaired surrogate that is not asked for.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique)
         if not half_characters and ("\\ud" in text or "\\uD" in text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

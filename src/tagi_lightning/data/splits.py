@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.data.subsets import select_categories
 from tagi_lightning.data.task import Instance, Task, TaskSplits
@@ -27,6 +28,17 @@ def training_instances(task: Task, seed: int, first: int, count: int | None) -> 
     order = list(task.instances)
     random.Random(f"{seed}/{task.name}").shuffle(order)
     return replace(task, instances=tuple(order[first:] if count is None else order[first : first + count]))
+
+
+def check_counts(max_train_instances: int | None, max_test_instances: int | None, held_out_instances: int = 0) -> None:
+    """Refuses numbers of instances that would choose others than the first ones, or none.
+
+    Raises:
+        ValueError: If one is too small.
+    """
+    check_range({"max_train_instances": max_train_instances}, least=1)
+    check_range({"max_test_instances": max_test_instances}, least=1, otherwise="null for all")
+    check_range({"held_out_instances": held_out_instances}, least=0)
 
 
 def held_out_count(total: int, share: float) -> int:
@@ -56,8 +68,7 @@ def split_validation(
     """
     if how == "none" or not tasks:
         return tuple(tasks), ()
-    if not 0 < share < 1:
-        raise ValueError(f"val_share={share}: give a share above 0 and below 1, or val_split=none")
+    check_range({"val_share": share}, above=0, below=1)
     if how == "instances":
         return _split_instances(tasks, share)
     if how not in ("categories", "tasks"):
@@ -114,7 +125,9 @@ def arrange(
 
     Raises:
         DataError: If `report` holds errors.
+        ValueError: If a number of instances is out of its range.
     """
+    check_counts(max_train_instances, max_test_instances, held_out_instances)
     if categories is not None:
         wanted = select_categories(categories, {task.category for task in train}, report)
         kept = [task for task in train if task.category in wanted]

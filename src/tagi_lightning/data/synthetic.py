@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS, Operation
 from tagi_lightning.data.vocabulary import train_vocabulary
 
@@ -51,12 +52,10 @@ class SyntheticConfig:
     documents_per_task: int = 20
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.held_out < 1.0:
-            raise ValueError(f"held_out must be between 0 and 1 (both excluded), got {self.held_out}")
-        if self.demonstrations < 2:
-            raise ValueError(f"demonstrations must be at least 2, got {self.demonstrations}")
-        if min(self.train_instances, self.test_instances, self.documents_per_task) < 1:
-            raise ValueError("train_instances, test_instances and documents_per_task must be at least 1")
+        check_range({"held_out": self.held_out}, above=0, below=1)
+        check_range({"demonstrations": self.demonstrations}, least=2)
+        counts = ("train_instances", "test_instances", "documents_per_task")
+        check_range({name: getattr(self, name) for name in counts}, least=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.synthetic import RECORD, VOCABULARY_SIZE, write_generated, write_lines
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS
 from tagi_lightning.data.vocabulary import train_vocabulary
@@ -58,8 +59,8 @@ class SyntheticP3Config:
     documents_per_template: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.train_rows, self.shot_rows, self.test_rows, self.documents_per_template) < 1:
-            raise ValueError("train_rows, shot_rows, test_rows and documents_per_template must be at least 1")
+        counts = ("train_rows", "shot_rows", "test_rows", "documents_per_template")
+        check_range({name: getattr(self, name) for name in counts}, least=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,9 @@ def read_document(path: Path, report: DataReport) -> dict[str, Any] | None:
 
 
 def read_text(path: Path, report: DataReport) -> str | None:
-    """Returns the UTF-8 text of a file, or None where `report` got an error."""
+    """Returns the UTF-8 text of a file without a byte order mark, or None where `report` got an error."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         report.error("not UTF-8 text", f"{path} (byte {error.start})")
     except OSError as error:

@@ -14,6 +14,7 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.data.batch import Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.labelled import LabelledInput
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.metrics import exact_match, rouge
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights, initial_a
@@ -38,10 +39,10 @@ class FinetuneConfig:
     """Draws which examples are held out, their order, and the start from scratch."""
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError("finetuning needs steps of at least 0, batch_size of at least 1 and a positive lr")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}")
+        check_range({"steps": self.steps}, least=0)
+        check_range({"batch_size": self.batch_size}, least=1)
+        check_range({"lr": self.lr}, above=0)
+        check_range({"held_out": self.held_out}, above=0, below=1)
 
 
 @dataclass(frozen=True)

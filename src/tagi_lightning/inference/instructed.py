@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.backbones.loading import Dtype
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
+from tagi_lightning.data.report import shortened
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.tokenizer import load_tokenizer
 from tagi_lightning.inference.answers import Answers, answer
@@ -107,19 +109,26 @@ class InstructedModel:
         return cls(model, load_tokenizer(model.backbone.name), model.prompts, generation)
 
     def adapt(
-        self, instruction: str | Instruction, demonstrations: Sequence[tuple[str, str]] = ()
+        self,
+        instruction: str | Instruction,
+        demonstrations: Sequence[tuple[str, str] | Mapping[str, str] | Demonstration] = (),
     ) -> InstructedAdapter:
-        """Turns one instruction into its adapter.
+        """Turns one instruction into its adapter; warns where it shows other examples than those of training.
 
         Args:
             instruction: What the task is, in words.
-            demonstrations: Worked examples, input and output each.
+            demonstrations: Worked examples: pairs of input and output, or mappings with these two keys.
 
         Raises:
-            ValueError: If the instruction is too long.
+            TypeError: If the instruction is no text, or a demonstration no such example.
+            ValueError: If the instruction is empty or too long, or brings demonstrations of its own besides these.
         """
-        if isinstance(instruction, str):
-            instruction = Instruction(instruction, tuple(Demonstration(*each) for each in demonstrations))
+        if not isinstance(instruction, Instruction):
+            instruction = Instruction.of(instruction, demonstrations)
+        elif demonstrations:
+            raise ValueError("an Instruction brings its own demonstrations; give them with it alone")
+        if reason := self.unlike_training(instruction):
+            warnings.warn(reason, stacklevel=2)
         return next(self.adapt_all([instruction]))
 
     def adapt_all(self, instructions: Sequence[Instruction]) -> Iterator[InstructedAdapter]:
@@ -149,6 +158,24 @@ class InstructedModel:
         count = self.prompts.tokenize(self.tokenizer, instruction).shown
         return replace(instruction, demonstrations=instruction.demonstrations[:count])
 
+    def unlike_training(self, instruction: Instruction) -> str:
+        """Returns how the examples that are read of an instruction differ from those of training; empty where not."""
+        prompts, count, shown = (
+            self.prompts,
+            len(instruction.demonstrations),
+            len(self.shown(instruction).demonstrations),
+        )
+        if shown < count and prompts.demonstrations == 0:
+            return "the model was trained on definitions alone; it reads no examples"
+        if shown < min(count, prompts.demonstrations):
+            return f"{shown} of {count} examples fit into {prompts.max_input_length} tokens"
+        if count < prompts.demonstrations:
+            return (
+                f"the model was trained on instructions with {prompts.demonstrations} "
+                f"examples and this one has {count}; give them: demonstrations, or --positive"
+            )
+        return ""
+
     def decoding(
         self, max_new_tokens: int | None = None, stop_at_newline: bool | None = None, num_beams: int = 1
     ) -> GenerationConfig:
@@ -170,7 +197,12 @@ class InstructedModel:
             adapter: What the task's instruction became.
             inputs: The inputs as they are; the prompt around them is added.
             generation: How to decode; None for as the model's run does.
+
+        Raises:
+            TypeError: If the inputs are no list of texts.
         """
+        if isinstance(inputs, str) or not all(isinstance(text, str) for text in inputs):
+            raise TypeError(f'inputs are a list of texts, ["..."] for a single one, got {shortened(repr(inputs))}')
         generation = generation or self.generation
         texts: list[str] = []
         for start in range(0, len(inputs), INPUTS):

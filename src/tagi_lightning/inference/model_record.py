@@ -66,10 +66,12 @@ class ModelRecord:
     def generation(self) -> GenerationConfig:
         """How answers were decoded, as far as an answer is told by it: their length, and whether they are one line."""
         default = GenerationConfig()
-        return GenerationConfig(
-            self._option("model.init_args.generation.max_new_tokens", int, default.max_new_tokens),
-            stop_at_newline=self._option("model.init_args.generation.stop_at_newline", bool, default.stop_at_newline),
-        )
+        longest = self._option("model.init_args.generation.max_new_tokens", int, default.max_new_tokens)
+        one_line = self._option("model.init_args.generation.stop_at_newline", bool, default.stop_at_newline)
+        try:
+            return GenerationConfig(longest, stop_at_newline=one_line)
+        except ValueError as error:
+            raise ValueError(f"{self.file} is damaged: {error}; remove it to go on without") from error
 
     def describe(self) -> str:
         """Returns the type that the backbone was stored in, in words."""

@@ -68,13 +68,14 @@ class StackWriter:
         """Writes the adapters of all instructions; yields how many are done, shard by shard.
 
         Args:
-            instructions: The instructions; those given twice are taken once.
+            instructions: The instructions; what the model does not read of them is left out, those that are then
+                the same are taken once.
             folder: The folder to make.
 
         Raises:
             AdapterFolderError: If the folder is there, or does not give back what was written.
         """
-        instructions = list(dict.fromkeys(instructions))
+        instructions = list(dict.fromkeys(map(self.exporter.loaded.shown, instructions)))
         per_adapter = 4 * sum(self.rank * (site.in_features + site.out_features) for site in self.sites)
         size = max(1, self.shard_bytes // per_adapter)
         starts = range(0, len(instructions), size)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
 from tagi_lightning.losses import alignment_loss
 from tagi_lightning.model import TagiConfig
@@ -30,6 +31,9 @@ class AlignmentConfig:
     scale: float = 100.0
     """Multiplies L_ins. 1 with mean is the paper's letter, whose gradient is hundreds of times smaller than that of
     L_pred; at 100 it is about a fifth."""
+
+    def __post_init__(self) -> None:
+        check_range({"alignment.scale": self.scale}, least=0)
 
     def loss(self, generated: LoraWeights, taught: LoraWeights) -> Tensor:
         """Returns L_ins of each task [T]."""

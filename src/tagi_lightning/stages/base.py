@@ -16,6 +16,7 @@ from transformers import Adafactor, PreTrainedTokenizerBase, get_scheduler
 
 from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backbone
 from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES, refuse_float16
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.stages.sharing import over_devices, part_weight
 from tagi_lightning.storage.serialization import ModelFolderError
 
@@ -45,6 +46,10 @@ class OptimizerConfig:
     """Share of all steps over which the rate rises linearly (paper: 2 %)."""
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     """What follows the warm-up."""
+
+    def __post_init__(self) -> None:
+        check_range({"optimizer.lr": self.lr, "optimizer.weight_decay": self.weight_decay}, least=0)
+        check_range({"optimizer.warmup": self.warmup}, least=0, most=1)
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimizer over `parameters`."""
@@ -109,6 +114,7 @@ class Stage(L.LightningModule):
         """
         if not self._built:
             self.check_trainer()
+            self.check_length()
             with torch.device("cpu"):  # Lightning calls this on its own device; seeds give the same weights on any
                 self.build()
             is_half = str(self.trainer.precision).startswith("16")
@@ -134,6 +140,19 @@ class Stage(L.LightningModule):
             raise ValueError(
                 f"a backbone stored in {stored} does not go with --trainer.strategy=fsdp, which shards weights of one "
                 "type and trains float32; take ddp or deepspeed_stage_2, or --backbone.dtype=float32"
+            )
+
+    def check_length(self) -> None:
+        """Refuses to train for a time alone, since the schedule of the learning rate is over a number of steps.
+
+        Raises:
+            ValueError: If neither steps nor epochs give one.
+        """
+        steps = self.trainer.max_steps
+        if steps < 1 and (steps != -1 or (self.trainer.max_epochs or 0) < 1):
+            raise ValueError(
+                f"--trainer.max_steps={steps} gives the learning rate's schedule no number of steps: give "
+                "--trainer.max_steps of at least 1, which --trainer.max_time may cut short, or --trainer.max_epochs"
             )
 
     def check_prompts(self) -> None:

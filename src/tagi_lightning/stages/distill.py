@@ -13,6 +13,7 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.caches.teacher_logits import TeacherCache, adapter_digests, example_keys
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.losses import (
     Lambda2,
@@ -47,8 +48,7 @@ class TeacherCacheConfig:
     """Where the files lie; null for `teachers` beside the data's token caches, which all runs on that data share."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"loss.teacher_cache.top_k must be at least 1, got {self.top_k}")
+        check_range({"loss.teacher_cache.top_k": self.top_k}, least=1)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if not (self.weight_pred or self.lambda1 or self.lambda2):
             raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 are all 0: nothing would be trained")
-        if min(self.weight_pred, self.lambda1) < 0 or (self.lambda2 != "sigmoid" and float(self.lambda2) < 0):
-            raise ValueError("loss.weight_pred, loss.lambda1 and loss.lambda2 must not be negative")
-        if self.temperature <= 0:
-            raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
+        lambda2 = None if self.lambda2 == "sigmoid" else self.lambda2
+        weights = {"weight_pred": self.weight_pred, "lambda1": self.lambda1, "lambda2": lambda2}
+        check_range({f"loss.{name}": weight for name, weight in weights.items()}, least=0)
+        check_range({"loss.temperature": self.temperature}, above=0)
 
 
 class Distillation(TagiStage):

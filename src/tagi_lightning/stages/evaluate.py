@@ -66,6 +66,9 @@ class Evaluation(Stage):
         self.seconds = 0.0
         self.instructions: Instructions | None = None
 
+    def check_length(self) -> None:
+        """Accepts any: nothing is trained for a number of steps here."""
+
     def build(self) -> None:
         """Loads the backbone, and hypernetwork and teachers where a system needs them.
 

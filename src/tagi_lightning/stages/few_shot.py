@@ -12,6 +12,7 @@ import torch
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.stages.base import OptimizerConfig
 
@@ -26,8 +27,7 @@ class FewShotConfig:
     """Optimizer (FiD-ICL: Adafactor, 3e-4); its rate stays the same, without warm-up."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"few_shot.steps must be at least 1, got {self.steps}")
+        check_range({"few_shot.steps": self.steps}, least=1)
 
 
 @contextmanager

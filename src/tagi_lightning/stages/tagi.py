@@ -13,6 +13,7 @@ from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.data.batch import TaskBatch, Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.evaluation.systems import to_predictions
@@ -63,6 +64,7 @@ class TagiStage(Stage):
             instruction_cache_mb: Memory for the states of instructions that come again in every epoch; 0 for none.
         """
         super().__init__(run, backbone, optimizer)
+        check_range({"instruction_cache_mb": instruction_cache_mb}, least=0)
         self.tagi_config = tagi
         self.generation = generation
         self.init_from = init_from

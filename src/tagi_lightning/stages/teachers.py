@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from tagi_lightning.backbones import BackboneConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.progress_bar import progress_bar
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.stages.base import OptimizerConfig, Stage
@@ -55,11 +56,13 @@ class TeacherTraining(Stage):
                 bare backbone; 0 for no report.
 
         Raises:
-            ValueError: If another optimizer than adamw is asked for.
+            ValueError: If another optimizer than adamw is asked for, or a number is out of its range.
         """
         super().__init__(run, backbone, optimizer)
         if optimizer.name != "adamw":
             raise ValueError(f"teachers train with optimizer.name=adamw, got {optimizer.name}")
+        check_range({"patience": patience}, least=1, otherwise="null to stop no teacher")
+        check_range({"report_instances": report_instances}, least=0)
         self.lora = lora
         self.patience = patience
         self.report_instances = report_instances

@@ -16,6 +16,7 @@ from torch import Tensor
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.data.batch import Tokens
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.losses import prediction_loss
 
@@ -76,8 +77,7 @@ class AdapterSelection:
         Raises:
             ValueError: If `patience` is below 1.
         """
-        if patience is not None and patience < 1:
-            raise ValueError(f"patience must be at least 1 validation, or null to stop no teacher; got {patience}")
+        check_range({"patience": patience}, least=1, otherwise="null to stop no teacher")
         self.bank, self.patience = bank, patience
         count = len(bank.names)
         self.best = torch.full((count,), math.inf, dtype=torch.float64)

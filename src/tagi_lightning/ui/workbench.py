@@ -20,6 +20,7 @@ from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.data.batch import TaskBatch, Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.inference.answers import answer
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
@@ -45,9 +46,7 @@ class Limits:
     """Users whose requests are under way or wait."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"--max_{name} must be at least 1, got {value}")
+        check_range({f"--max_{name}": value for name, value in vars(self).items()}, least=1)
 
     @property
     def instruction_characters(self) -> int:
@@ -156,7 +155,7 @@ class Workbench:
             raise LimitError(f"The instruction has {tokens} tokens with its examples; at most {most} are allowed here.")
         with self._turn():
             start = time.perf_counter()
-            adapter = self.loaded.adapt(instruction)
+            adapter = next(self.loaded.adapt_all([instruction]))
             seconds = time.perf_counter() - start
             assert adapter.lora is not None
             nearest = self.known.nearest(adapter.lora) if self.known is not None else ()

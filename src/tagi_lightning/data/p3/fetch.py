@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import load_dataset
+from datasets import disable_progress_bars, load_dataset
 
 from tagi_lightning.data.p3.lists import P3Dataset
 from tagi_lightning.data.report import DataReport
@@ -26,6 +27,8 @@ def fetch_rows(folder: Path, datasets: Sequence[P3Dataset], splits: Sequence[str
     Raises:
         DataError: If any could not be fetched, after all others were; one message names them with the reasons.
     """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     report = DataReport("the Hugging Face hub")
     for dataset in datasets:
         if not dataset.hub:

@@ -13,8 +13,9 @@ from tagi_lightning.data.p3.render import PromptTemplate
 from tagi_lightning.data.p3.rewrite import TemplateProblem
 from tagi_lightning.data.p3.rows import Rows, open_rows
 from tagi_lightning.data.p3.templates import TemplateSource, read_templates
+from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.report import DataError, DataReport
-from tagi_lightning.data.splits import ValSplit, split_validation
+from tagi_lightning.data.splits import ValSplit, check_counts, split_validation
 from tagi_lightning.data.task import Task, TaskSplits
 
 TEST_SPLIT = "validation"
@@ -69,11 +70,14 @@ def read_p3(
 
     Raises:
         DataError: If anything is absent or cannot be used; one message names all of it.
+        ValueError: If an option is out of its range.
     """
-    report = report or DataReport(str(folder))
-    lists = folder / LISTS if (folder / LISTS).is_file() else None
+    check_counts(max_train_instances, max_test_instances, held_out_instances)
+    check_range({"shots": shots}, least=0)
     if held_out_instances and max_train_instances is None:
         raise ValueError("held_out_instances needs max_train_instances: without it all instances are for training")
+    report = report or DataReport(str(folder))
+    lists = folder / LISTS if (folder / LISTS).is_file() else None
     for path in (folder, templates):
         if not path.is_dir():
             report.error("missing folder", str(path))
