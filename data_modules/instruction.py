@@ -24,13 +24,10 @@ from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, task_lengths
 from tagi_lightning.data.splits import ValSplit, check_counts, demonstrations_as_instances, exchange_instructions
-from tagi_lightning.data.task import Task, TaskSplits
+from tagi_lightning.data.task import DEMONSTRATIONS, SETTINGS, Setting, Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
 from tagi_lightning.data.tokenizer import load_tokenizer
-
-DEMONSTRATIONS = {"def": 0, "def+2pos": 2}
-"""Demonstrations an instruction shows in each setting."""
 
 HELD_OUT_INSTANCES = 50
 """Instances of a training task that teachers are scored on: those that follow the ones it trains on."""
@@ -52,7 +49,7 @@ class InstructionDataModule(L.LightningDataModule):
         self,
         folder: str,
         tokenizer: str,
-        setting: Literal["def", "def+2pos"] = "def",
+        setting: Setting = "def",
         prompt: PromptKind = "t5",
         tasks_per_batch: int = 4,
         instances_per_task: int = 4,
@@ -135,8 +132,8 @@ class InstructionDataModule(L.LightningDataModule):
         beside = self.folder.parent if self.folder.is_file() else self.folder
         self.cache_dir = Path(cache_dir) if cache_dir else beside / ".cache"
         self._prepared = False
-        if setting not in DEMONSTRATIONS:
-            raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(DEMONSTRATIONS)}")
+        if setting not in SETTINGS:
+            raise ValueError(f"setting={setting!r} is unknown, allowed: {', '.join(SETTINGS)}")
 
     @abstractmethod
     def read(self, report: DataReport, held_out_instances: int = 0) -> TaskSplits:

@@ -50,7 +50,7 @@ class P3DataModule(InstructionDataModule):
             shots: Demonstrations drawn for each task, of rows that the task neither trains on nor is evaluated on;
                 `demonstrations` puts them into batches, and Full FT trains on them.
             max_examples_per_template: Instances taken of a training task.
-            max_test_instances: Instances taken of a test task; null takes all.
+            max_test_instances: Instances taken of a test task, spread over its rows; null takes all.
             max_input_length: Tokens of an instruction, an input or a complete prompt at most.
             max_output_length: Tokens of a target or an answer choice at most.
             **kwargs: As for every instruction data module.

@@ -172,16 +172,7 @@ class BackboneDataModule(PlainTextDataModule):
         prefix_lm: float = 1.0,
         instruct: float = 0.0,
         tasks: InstructionDataModule | None = None,
-        batch_size: int = 8,
-        eval_batch_size: int = 32,
-        max_length: int = 1024,
-        document_unit: DocumentUnit = "paragraph",
-        val_share: float = 0.01,
-        max_val_sequences: int = 512,
-        seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str = ".cache",
-        pool_batches: int = 100,
+        **kwargs: Any,
     ) -> None:
         """Takes the settings; nothing is read before `prepare_data`.
 
@@ -193,19 +184,9 @@ class BackboneDataModule(PlainTextDataModule):
             instruct: Weight of batches of training tasks with the instruction concatenated; where positive, an epoch
                 is one pass through the tasks, with as many batches of text between them as the weights say.
             tasks: The tasks of `instruct`, with_prompt=true.
-            batch_size: Sequences in a training batch of text over all devices.
-            eval_batch_size: Sequences in a validation batch over all devices.
-            max_length: Tokens of a sequence at most; longer documents are cut into several.
-            document_unit: What one document of a .txt file is: lines between blank ones, or the whole file.
-            val_share: Share of the documents held out for validation, one at least.
-            max_val_sequences: Sequences of the held-out documents that validation reads at most.
-            seed: Decides what is held out, the order and all draws.
-            num_workers: Processes that build batches; they change nothing but speed.
-            cache_dir: Where the token cache lies.
-            pool_batches: Batches among which sequences are sorted by length: more pads less, fewer mixes better.
+            **kwargs: As for plain text.
         """
-        shared = (batch_size, eval_batch_size, max_length, document_unit, val_share, max_val_sequences)
-        super().__init__(corpora, tokenizer, *shared, seed, num_workers, cache_dir, pool_batches)
+        super().__init__(corpora, tokenizer, prompt="t5", **kwargs)
         check_range({"span_corruption": span_corruption, "prefix_lm": prefix_lm, "instruct": instruct}, least=0)
         if span_corruption + prefix_lm + instruct == 0:
             raise ValueError("span_corruption, prefix_lm and instruct are all 0: nothing would be trained")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTNING_VERBS = {
-    "fit": "`--config`, `--system FILE`, the [shared options](options.md), those of the [stage](stages.md) as "
+    "fit": "`--stage`, `--taskset`, `--size` and `--machine` by [name](../how-to/command-line.md#stages-without-make), "
+    "`--config`, `--system NAME` or `FILE`, the [shared options](options.md), those of the [stage](stages.md) as "
     "`--model.init_args.NAME`, those of the [data](data.md) as `--data.init_args.NAME`, and Lightning's as "
     "`--trainer.NAME`.",
     "evaluate": "As `tagi fit`, with the stage [Evaluation](stages.md#evaluation).",
@@ -69,7 +70,8 @@ def options_page() -> str:
     parts = [
         "# Shared options",
         "What stands at the top of a configuration of `tagi fit` and `tagi evaluate`, said once for model and data. "
-        "`--system FILE` applies a file of `experiments/systems/` after all configurations and before other options. "
+        "`--system` applies a file of `experiments/systems/`, named or given, after all configurations and before "
+        "other options. "
         "`trainer` takes what Lightning's `Trainer` takes.",
     ]
     from tagi_lightning.cli.completion import parser_of

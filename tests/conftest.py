@@ -49,11 +49,11 @@ def backbone():
     return build_family("narrow")
 
 
-def draw_tokens(lengths, seed=0, multiple_of=1):
+def draw_tokens(lengths, seed=0):
     """Returns random rows of `lengths` tokens, each ending with EOS, right-padded."""
     draw = random.Random(f"{seed}/{lengths}")
     rows = [[*(draw.randrange(3, VOCABULARY) for _ in range(length - 1)), 1] for length in lengths]
-    return Tokens.pad(rows, pad_id=0, multiple_of=multiple_of)
+    return Tokens.pad(rows, pad_id=0)
 
 
 @pytest.fixture(scope="session")

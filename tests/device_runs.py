@@ -7,7 +7,7 @@ import sys
 
 import torch
 from commands import ROOT
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from reliability_runs import Process
 
 import tagi_lightning.stages.base as base

@@ -9,10 +9,11 @@ from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import TagiCLI
 from tagi_lightning.data.synthetic_p3 import SyntheticP3Config, write_synthetic_p3
 from tagi_lightning.options import flatten
+from tagi_lightning.report.tables import read_table
 from tagi_lightning.reproduce.configurations import merged, needs_teachers, select, stage_files
 from tagi_lightning.reproduce.plan import Grid, plan
+from tagi_lightning.reproduce.rows import digest, planned_rows, table_names
 from tagi_lightning.reproduce.systems import merge
-from tagi_lightning.reproduce.tables import digest, load_table, table_names
 
 EXPERIMENTS = ROOT / "experiments"
 SOURCES = ("-text", "-backbone")
@@ -107,7 +108,8 @@ def test_every_size_parses_with_every_stage(monkeypatch, tmp_path, size, stage):
 @pytest.mark.parametrize("taskset", ["synthetic", "sni", "p3"])
 def test_every_row_of_every_table_parses(monkeypatch, tmp_path, taskset):
     monkeypatch.chdir(ROOT)
-    rows = [row for name in table_names(taskset, EXPERIMENTS) for row in load_table(name, taskset, EXPERIMENTS).rows]
+    tables = [read_table(name, EXPERIMENTS, taskset) for name in table_names(taskset, EXPERIMENTS)]
+    rows = [row for table in tables for row in planned_rows(table, table.settings[0], EXPERIMENTS)]
     grid = Grid(taskset, "tiny", tmp_path / "data", runs=tmp_path / "runs", experiments=EXPERIMENTS)
     grid = grid if taskset == "synthetic" else replace(grid, backbone="some/t5")
     jobs = [job for job in plan(grid, rows, [0]) if job.command[0] == "fit"]
@@ -127,7 +129,8 @@ def test_every_row_of_every_table_parses(monkeypatch, tmp_path, taskset):
 def test_who_is_taught_by_the_prompt_is_given_it_whatever_the_size_does_itself(size):
     """A size may train by L_pred alone; the paper's losses then need more than their weights."""
     taught = 0
-    for row in [row for name in ("sni", "ablation") for row in load_table(name, "sni", EXPERIMENTS).rows]:
+    tables = [read_table(name, EXPERIMENTS, "sni") for name in ("sni", "ablation")]
+    for row in [row for table in tables for row in planned_rows(table, table.settings[0], EXPERIMENTS)]:
         if "distill" not in row.system.chain:
             continue
         config = merge(merged(stage_files(EXPERIMENTS, "distill", "sni", size, "cpu")), row.system.part("distill"))

@@ -61,6 +61,11 @@ def test_the_data_layer_imports_no_model(path):
     assert below(imported(path), *MODELS, *(others - {"tagi_lightning.__init__"})) == []
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if part(p) not in ("bench", "cli")], ids=lambda p: p.stem)
+def test_only_the_command_line_imports_the_benchmark(path):
+    assert below(imported(path), "tagi_lightning.bench") == []
+
+
 def test_importing_the_core_does_not_load_lightning():
     code = (
         "import sys, tagi_lightning.model, tagi_lightning.evaluation.systems, tagi_lightning.storage.serialization, "

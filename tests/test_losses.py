@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagi_lightning.data.batch import IGNORE_INDEX, pad_labels
-from tagi_lightning.lora import LoraConfig, LoraWeights
+from tagi_lightning.lora import LoraWeights
 from tagi_lightning.losses import (
     alignment_loss,
     distillation_loss,
@@ -17,8 +17,6 @@ from tagi_lightning.losses import (
     prediction_loss,
     token_mean,
     top_k,
-    update_cosine,
-    update_norms,
 )
 
 LABELS = pad_labels([[5, 9, 1], [7, 1], [3, 4, 6, 8, 1]])
@@ -164,14 +162,6 @@ def test_the_product_loss_is_no_rounding_of_16_bits():
     assert torch.allclose(found, expected, rtol=1e-9)
 
 
-def test_the_cosine_is_that_of_the_stacked_updates():
-    generated, taught = adapters(0), adapters(1)
-    updates = [torch.cat([each.delta(site).flatten(1) for site in generated.a], dim=1) for each in (generated, taught)]
-    expected = torch.cosine_similarity(*updates).mean()
-    assert torch.allclose(update_cosine(generated, taught), expected, rtol=1e-10)
-    assert update_cosine(generated, generated) == pytest.approx(1.0)
-
-
 def test_no_change_of_basis_between_the_factors_disturbs_the_product_loss():
     generated, taught = adapters(0), adapters(1)
     basis = draw(4, 4, seed=2) + 4 * torch.eye(4, dtype=torch.float64)
@@ -213,22 +203,6 @@ def test_a_detached_lambda2_is_a_constant_for_the_gradient():
     (constant,) = torch.autograd.grad(lambda_ins(loss, "sigmoid", detach=True) * loss, loss)
     assert constant.item() == pytest.approx(sigmoid)
     assert through.item() == pytest.approx(sigmoid + value * sigmoid * (1 - sigmoid))
-
-
-def test_norms_are_those_of_the_factors_and_of_the_scaled_update(backbone, lora):
-    config = LoraConfig(rank=4, targets=("q", "o"))
-    weights, sites = lora(backbone, 2, config), backbone.sites(config)
-    found = update_norms(weights, sites)
-    assert set(found) == {"encoder_self", "decoder_self", "decoder_cross"}
-    for stack, norms in found.items():
-        names = [site.name for site in sites if site.stack == stack]
-        for key, matrices in (
-            ("a", [weights.a[n] for n in names]),
-            ("b", [weights.b[n] for n in names]),
-            ("ba", [weights.delta(n) for n in names]),
-        ):
-            expected = torch.stack([torch.linalg.matrix_norm(matrix) for matrix in matrices]).mean()
-            assert norms[key].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("parts", [[3, 3], [1, 2, 3], [1] * 6])

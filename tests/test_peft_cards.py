@@ -8,6 +8,7 @@ from byte_tokenizer import build_byte_tokenizer
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
 
+from tagi_lightning import peft_io
 from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_backbone
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
@@ -18,6 +19,7 @@ from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io import Exporter, read_lora
 from tagi_lightning.peft_io.folders import difference
+from tagi_lightning.peft_io.stacked import CARD_TEXT
 
 SHOWN = (Demonstration("1 2", "1"), Demonstration("<|im_end|> a", 'b\n"""'))
 INSTRUCTION = Instruction("Say the first word.\n```\n<|im_start|> {input}", SHOWN)
@@ -124,3 +126,8 @@ def test_an_adapter_of_a_backbone_named_from_here_loads_from_anywhere(trained, t
     backbone = load_backbone(BackboneConfig("../backbone"))
     found = read_lora(tmp_path / "made" / "adapter", backbone)
     assert all(torch.equal(found.b[site], factor) for site, factor in adapter.lora.b.items())
+
+
+def test_the_card_of_a_stack_names_what_the_package_exports():
+    [path] = re.findall(r"tagi_lightning\.peft_io\.(\w+)", CARD_TEXT)
+    assert hasattr(peft_io, path)

@@ -33,13 +33,14 @@ from tagi_lightning.inference.requests import Request
 from tagi_lightning.inspection.answers import answer_tasks
 from tagi_lightning.inspection.pictures import inspect_model
 from tagi_lightning.lora import LoraBank, LoraConfig
-from tagi_lightning.losses import alignment_loss, prediction_and_distillation_loss, update_cosine, update_norms
+from tagi_lightning.losses import alignment_loss, prediction_and_distillation_loss
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.peft_io import load_adapter
 from tagi_lightning.stages.base import OptimizerConfig
 from tagi_lightning.stages.few_shot import FewShotConfig, fine_tuned
 from tagi_lightning.teachers.bank_optimizer import BankAdamW
 from tagi_lightning.teachers.teaching import AdapterSelection, teacher_losses
+from tagi_lightning.updates import mean_norms, update_cosine
 
 LORA, NONE, OFF = LoraConfig(rank=4), HypernetworkConfig(enabled=False), FusionConfig(enabled=False)
 T5 = {
@@ -216,7 +217,7 @@ def test_losses_are_the_same_there(second, build, batch, trained, tmp_path, cach
             assert hits == 2
         pred, kl = prediction_and_distillation_loss(logits, teacher, own.labels)
         ins = [alignment_loss(adapter.lora, taught, target=target) for target in ("factors", "product")]
-        norms = update_norms(adapter.lora, model.sites)
+        norms = mean_norms(adapter.lora, model.sites)
         diagnostics = [update_cosine(adapter.lora, taught), *(n for each in norms.values() for n in each.values())]
         (pred.mean() + kl.mean() + ins[0].mean() + ins[1].mean()).backward()
         found.append([pred, kl, *ins, *diagnostics])
@@ -274,7 +275,7 @@ def test_systems_and_controls_answer_there_as_on_the_cpu(second, build, batch, t
     for device in ("cpu", second):
         controls = Controls(model.to(device), bank.to(device), Given(batch))
         found.append(SystemRunner(SYSTEMS[system], model, controls).forward(batch.to(device)))
-        controls.facts(SYSTEMS[system].adapter)
+        SYSTEMS[system].adapter.facts(controls)
     assert close(found[1], found[0])
     for module in (model, bank):
         module.to("cpu")  # as Lightning leaves them; operations are counted then

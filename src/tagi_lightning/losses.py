@@ -7,7 +7,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tagi_lightning.data.batch import IGNORE_INDEX
-from tagi_lightning.lora import LoraSite, LoraWeights
+from tagi_lightning.lora import LoraWeights
+from tagi_lightning.updates import inner
 
 Lambda2 = float | Literal["sigmoid"]
 """Weight of L_ins: a number, or the paper's sigmoid(L_ins)."""
@@ -218,24 +218,7 @@ def alignment_loss(
 
 def _product_distance(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
     """Returns |B A - B2 A2|^2 [T] without forming an [out, in] matrix: a difference that 16 bits would lose."""
-    return _update_inner(a, b, a, b) - 2 * _update_inner(a, b, a2, b2) + _update_inner(a2, b2, a2, b2)
-
-
-def _update_inner(a: Tensor, b: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-    """Returns the inner product of B A and B2 A2 [T], from r x r Gram matrices."""
-    with torch.autocast(a.device.type, enabled=False):
-        a, b, a2, b2 = (_at_least_float32(factor) for factor in (a, b, a2, b2))
-        return ((b.transpose(1, 2) @ b2) * (a @ a2.transpose(1, 2))).sum((1, 2))
-
-
-@torch.no_grad()
-def update_cosine(generated: LoraWeights, taught: LoraWeights) -> Tensor:
-    """Returns the cosine between generated and taught updates B A over all sites, averaged over tasks."""
-    pairs = [((generated.a[site], generated.b[site]), (taught.a[site], taught.b[site])) for site in generated.a]
-    dot = torch.stack([_update_inner(*own, *other) for own, other in pairs]).sum(0)
-    norms = torch.stack([_update_inner(*own, *own) for own, _ in pairs]).sum(0)
-    taught_norms = torch.stack([_update_inner(*other, *other) for _, other in pairs]).sum(0)
-    return (dot / (norms * taught_norms).clamp_min(1e-20).sqrt()).mean()
+    return inner(a, b, a, b) - 2 * inner(a, b, a2, b2) + inner(a2, b2, a2, b2)
 
 
 def lambda_ins(loss_ins: Tensor, weight: Lambda2, detach: bool = False) -> Tensor:
@@ -249,18 +232,3 @@ def lambda_ins(loss_ins: Tensor, weight: Lambda2, detach: bool = False) -> Tenso
     if weight == "sigmoid":
         return torch.sigmoid(loss_ins.detach() if detach else loss_ins)
     return torch.full_like(loss_ins, float(weight))
-
-
-def update_norms(weights: LoraWeights, sites: Sequence[LoraSite]) -> dict[str, dict[str, Tensor]]:
-    """Returns the mean Frobenius norms of A, B and scale * B A by stack, over tasks and sites."""
-    found: dict[str, dict[str, list[Tensor]]] = {}
-    for site in sites:
-        a, b = weights.a[site.name].detach(), weights.b[site.name].detach()
-        gram = _update_inner(a, b, a, b).clamp_min(0)
-        norms = found.setdefault(site.stack, {"a": [], "b": [], "ba": []})
-        norms["a"].append(a.flatten(1).norm(dim=1))
-        norms["b"].append(b.flatten(1).norm(dim=1))
-        norms["ba"].append(weights.scale * gram.sqrt())
-    return {
-        stack: {name: torch.stack(values).mean() for name, values in norms.items()} for stack, norms in found.items()
-    }

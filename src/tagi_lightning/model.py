@@ -24,8 +24,8 @@ from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.fusion import EncoderFusion, FusionConfig
 from tagi_lightning.hypernetwork import Hypernetwork, HypernetworkConfig
-from tagi_lightning.inference.merging import merge
 from tagi_lightning.lora import LoraConfig, LoraWeights
+from tagi_lightning.merging import merge
 from tagi_lightning.prefix import PrefixWeights
 from tagi_lightning.storage.hub import HubModel
 

@@ -10,8 +10,9 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.backbones.causal import CausalBackbone
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
-from tagi_lightning.evaluation.systems import SYSTEMS, answer, measure_flops
+from tagi_lightning.evaluation.systems import SYSTEMS, measure_flops
 from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.inference.answers import answer
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 
@@ -263,7 +264,7 @@ def test_only_the_text_before_the_newline_counts(causal, inputs, instructions, m
     monkeypatch.setattr(causal, "generate", generate)
     for stop, text in ((True, "bc a"), (False, "bc a\nca")):  # a blank line in front never counts
         config = GenerationConfig(stop_at_newline=stop)
-        assert answer(model, batch, inputs, NOTHING, MIXED, config, tokenizer).texts == (text,) * 6
+        assert answer(model, batch, inputs, NOTHING, config, tokenizer).texts == (text,) * 6
     assert seen == [(13, 14, 16), ()]
 
 

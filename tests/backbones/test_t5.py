@@ -46,7 +46,8 @@ def test_without_adapter_it_is_transformers_t5_bit_for_bit(any_backbone, inputs,
     backbone, plain = copy.deepcopy(any_backbone), plain_t5(any_backbone)
     for model in (backbone.model, plain):
         model.set_attn_implementation(attention)
-    expected = plain(input_ids=inputs.ids, attention_mask=inputs.mask, labels=labels).logits
+    # keys that went through a cache lie otherwise in memory, which some processors multiply in another order
+    expected = plain(input_ids=inputs.ids, attention_mask=inputs.mask, labels=labels, use_cache=False).logits
     assert torch.equal(backbone(inputs, labels, NOTHING, TASK_INDEX), expected)
     assert torch.equal(
         backbone.encode(inputs), plain.encoder(input_ids=inputs.ids, attention_mask=inputs.mask).last_hidden_state

@@ -1,5 +1,6 @@
 from tagi_lightning.bench.distill import INPUTS, TASKS, Distilling, Examples, distillation
-from tagi_lightning.bench.shapes import DEFINITION, INPUT, backbone
+from tagi_lightning.bench.shapes import backbone
+from tagi_lightning.costs.lengths import DEFINITION, INPUT
 
 
 def test_the_case_gives_both_figures():

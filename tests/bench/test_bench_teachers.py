@@ -1,7 +1,8 @@
 import torch
 
 from tagi_lightning.bench import teachers
-from tagi_lightning.bench.shapes import OUTPUT, backbone, random_tokens
+from tagi_lightning.bench.shapes import backbone, random_tokens
+from tagi_lightning.costs.lengths import OUTPUT
 
 
 def test_the_cases_yield_their_figures(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from byte_tokenizer import build_byte_tokenizer
 from commands import copy_stages, tagi
 from peft import PeftModel
+from table_cells import table_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from tagi_lightning.backbones import BackboneConfig, load_backbone
@@ -84,8 +85,9 @@ def test_an_instruction_becomes_a_folder_that_gives_its_logits_in_peft(place, mo
     assert difference(theirs, loaded.model.backbone, expected.lora) < 1e-5
     card = (tmp_path / "o" / given.folder_name / "README.md").read_text(encoding="utf-8")
     assert "    Say the first word.\n    # not a heading ``` nor a fence\n    \n    Input: 1 2\n    Output: 1\n" in card
-    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "| rank | 4,", "def prompt(text):"):
+    for told in (str(place / "backbone"), loaded.model.backbone.digest()[:12], "def prompt(text):"):
         assert told in card
+    assert dict(table_rows(card)[2:])["rank"].startswith("4,")
     code, folders, said = adapt(capsys, *arguments)
     assert (code, folders) == (1, [])
     assert "is already there" in said
@@ -184,15 +186,12 @@ def test_the_command_that_measures_what_peft_loses_runs_as_it_is_told(chain, tas
     assert f"max_new_tokens={3 if is_evaluated else 8}," in card
 
 
-def test_a_model_folder_of_before_prompts_were_recorded_is_read_by_its_run(chain, tmp_path):
+def test_a_model_folder_tells_how_instructions_were_written(chain):
     folder = chain / "distill" / "model"
     _, config = read_folder(folder, "tagi", "")
-    recorded = recorded_prompts(folder, config)
-    assert recorded == (InstructionPrompts("t5", "definition", 0, 128), None)
-    old = {"stages": config["stages"]}
-    assert recorded_prompts(folder, old) == recorded
-    assert recorded_prompts(chain / "model", old) == recorded
-    assert recorded_prompts(tmp_path / "model", old) == (None, None)
+    assert recorded_prompts(folder, config) == (InstructionPrompts("t5", "definition", 0, 128), None)
+    with pytest.raises(ModelFolderError, match="does not tell how instructions were written"):
+        recorded_prompts(folder, config | {"prompts": {"form": "t5"}})
     with pytest.raises(ModelFolderError, match=r"pretrain/model does not tell how its instructions were written.*make"):
         InstructedModel.load(chain / "pretrain" / "model")
 
@@ -265,8 +264,9 @@ def test_an_adapter_is_trained_further_and_reported_beside_scratch(model, tmp_pa
         "generated LoRA, 4 steps",
         "from scratch, 4 steps",
     ]
+    told = {name: loss for name, loss, *_ in table_rows(said)}
     for name, row in report["rows"].items():
-        assert f"| {name} | {row['loss']:.3f} |" in said
+        assert told[name] == f"{row['loss']:.3f}"
         assert name in (tmp_path / folder / "README.md").read_text()
     loaded = InstructedModel.load(model)
     trained, start = read_lora(tmp_path / folder, loaded.model.backbone), loaded.adapt(TEXT).lora

@@ -31,6 +31,7 @@ def test_bash_completes_verbs_options_choices_and_files(tmp_path, capsys):
     assert {"--model", "--output", "--instruction"} <= complete(script, "adapt", "--")
     assert "--trainer.max_steps" in complete(script, "fit", "--trainer.max_st")
     assert complete(script, "adapt", "--dtype", "bf") == {"bfloat16"}
+    assert complete(script, "evaluate", "--taskset", "sy") == {"synthetic"}
     (tmp_path / "model").mkdir()
     assert any("model" in word for word in complete(script, "adapt", "--model", f"{tmp_path}/mod"))
 

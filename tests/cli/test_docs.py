@@ -11,6 +11,7 @@ from commands import ROOT, STEPS, task_set
 from documented import NEEDS, bash_lines, blocks, dry_run, inline_makes, tagi_calls, without_comment
 
 from tagi_lightning.cli import VERBS, main
+from tagi_lightning.cli.stage_option import expand_stage
 
 __all__ = ["task_set"]
 
@@ -79,6 +80,8 @@ def run(line, task_set):
     calls = tagi_calls(line)
     assert calls, f"{line} calls no tagi"
     for words in calls:
+        if words[0] in LIGHTNING:
+            words = [words[0], *expand_stage(words[1:], "evaluate" if words[0] == "evaluate" else None)]
         if words[0] == "data":  # a whole task set, which must not take the place of the small one
             words[words.index("--folder") + 1] = str(task_set.with_name("whole"))
         if "experiments/data/synthetic-backbone.yaml" in words:

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from commands import command, copy_stages, tagi
+from commands import command, copy_stages, tagi, write_task_set
 
 from tagi_lightning.backbones import BackboneConfig, load_backbone
 from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS
@@ -182,6 +182,23 @@ def test_results_of_other_options_or_weights_are_not_shown_as_todays(chain, task
     assert tagi(arguments) == 1
     assert "the hypernetwork was trained on since" in capsys.readouterr().err
     assert tagi([*arguments, "--overwrite=true"]) == 0
+
+
+@pytest.mark.parametrize(("split", "changed"), [("test", True), ("train", False)])
+def test_results_of_other_tasks_are_not_shown_as_todays(chain, tmp_path, capsys, split, changed):
+    data = tmp_path / "data"
+    write_task_set(data)
+    copy_stages(chain, tmp_path / "run", "pretrain-backbone")
+    arguments = command("evaluate", tmp_path / "run", data, systems("copy_input"))
+    assert tagi(arguments) == 0
+    name = (data / "splits" / "default" / f"{split}_tasks.txt").read_text(encoding="utf-8").split()[0]
+    file = data / "tasks" / f"{name}.json"
+    values = json.loads(file.read_text(encoding="utf-8"))
+    values["Instances"][0]["output"] = ["another answer"]
+    file.write_text(json.dumps(values), encoding="utf-8")
+    capsys.readouterr()
+    assert tagi(arguments) == int(changed)
+    assert ("the tasks have changed since" in capsys.readouterr().err) is changed
 
 
 def test_an_option_that_was_not_there_yet_was_at_its_default(chain, task_set, tmp_path, capsys):

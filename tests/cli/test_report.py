@@ -105,6 +105,21 @@ def test_a_table_gives_rows_order_and_the_papers_figures(tmp_path, capsys):
     assert "† saw another number of examples" in text
 
 
+def test_settings_that_were_run_instead_of_the_tables_own_are_reported(tmp_path, capsys):
+    rows = [{"title": "TAGI", "system": "tagi", "evaluate": "tagi"}]
+    write_table(tmp_path, "t", rows, settings=["def"])
+    description = {"name": "tagi", "title": "TAGI"}
+    write_evaluation(tmp_path / "x" / "systems" / "row", description=description, options={"setting": "def+2pos"})
+    words = ["report", "--runs", str(tmp_path / "x"), "--table", "t", "--experiments", str(tmp_path)]
+    words += ["--output", str(tmp_path / "out")]
+    assert tagi(words) == 1
+    assert "of no row or setting of this table" in capsys.readouterr().err
+    assert tagi([*words, "--settings", "def,def+2pos"]) == 0
+    assert "## tiny, def+2pos," in (tmp_path / "out" / "report.md").read_text()
+    assert tagi([*words, "--settings", "def+3pos"]) == 1
+    assert "unknown settings def+3pos; choose from def, def+2pos" in capsys.readouterr().err
+
+
 def test_p3_stands_by_data_set_beside_the_papers(tmp_path):
     scores = {task: 10.0 + number for number, task in enumerate(MTEST11)}
     for seed in range(2):

@@ -4,10 +4,10 @@ import shutil
 import pytest
 import yaml
 from commands import ROOT, SYNTHETIC, record_of, tagi
+from table_cells import table_rows
 
 from tagi_lightning.cli.reproduce import row_names
-from tagi_lightning.reproduce.systems import System
-from tagi_lightning.reproduce.tables import Row, Table
+from tagi_lightning.report.tables import Row, Table
 
 ROWS = [
     {"title": "as it is", "system": "no-ft", "evaluate": "concatenated"},
@@ -81,10 +81,12 @@ def test_the_estimate_runs_nothing(task_set, tmp_path, capsys):
     assert tagi(arguments(tmp_path, task_set, "--estimate", "true")) == 0
     lines = capsys.readouterr().out.splitlines()
     jobs = ["shared pretrain-backbone", "no-ft evaluate", "hypter distill", "hypter evaluate"]
-    assert [line.split(" | ")[0] for line in lines[2:6]] == [f"| {job}" for job in jobs]
-    assert lines[2].startswith("| shared pretrain-backbone | 1 | 0 | 3 | ")
-    assert lines[-1].startswith("4 jobs to run, 1 at a time: about ")
-    assert "evaluate, whose time" in lines[-1]
+    cells = table_rows("\n".join(lines))[2:]
+    assert [line[0] for line in cells] == jobs
+    assert cells[0][1:4] == ["1", "0", "3"]
+    assert lines[-2].startswith("4 jobs to run, 1 at a time: about ")
+    assert "evaluate, whose time" in lines[-2]
+    assert "start, data, validation and pictures come on top" in lines[-1]
     assert not (tmp_path / "runs").exists()
 
 
@@ -111,8 +113,8 @@ def test_a_wrong_choice_is_told_with_what_there_is(task_set, tmp_path, capsys, o
 
 @pytest.mark.parametrize("given", ["a, b,plain,c", ["a, b", "plain", "c"]])
 def test_rows_are_named_with_commas_between_and_within_them(given):
-    rows = [Row(title, System("no-ft", "", ()), "concatenated", "def") for title in ("a, b", "plain", "a", "b, c")]
-    table = Table("t", "", ("def",), tuple(rows))
+    rows = [Row(title, "concatenated", "no-ft") for title in ("a, b", "plain", "a", "b, c")]
+    table = Table("t", "rougeL", tuple(rows), None)
     assert row_names(given, [table]) == ["a, b", "plain", "c"]
     assert row_names(None, [table]) == []
 

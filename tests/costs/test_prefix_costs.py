@@ -8,7 +8,7 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.bench.prefix import BATCH, INPUT, INSTRUCTIONS, OUTPUT, SMOLLM2, costs, decoder, system
 from tagi_lightning.bench.shapes import random_tokens
 from tagi_lightning.costs.flops import count_flops, eager_attention
-from tagi_lightning.costs.prefix_costs import AdapterShape, DecoderShape, PrefixCosts, System
+from tagi_lightning.costs.prefix_costs import AdapterShape, DecoderShape, PrefixCosts, PromptingCost
 from tagi_lightning.lora import LoraSite
 
 SETTING = "def"
@@ -119,4 +119,4 @@ def test_smollm2_has_the_numbers_that_the_documentation_tells():
     shape = DecoderShape.of(LlamaConfig(**SMOLLM2))
     assert shape.key_values * 2 == 23_040
     assert shape.token_flops == 2 * 106_168_320
-    assert System(0, 3).flops(5) == 15
+    assert PromptingCost(0, 3).flops(5) == 15

@@ -6,7 +6,7 @@ from tagi_lightning.backbones import SIZES, build_backbone
 from tagi_lightning.backbones.loading import t5_config
 from tagi_lightning.costs.scale import Cost, Memory, estimate, measure, memory, saved_bytes
 from tagi_lightning.costs.scale_report import device_cost, step_flops, workloads
-from tagi_lightning.costs.stage_step import STAGES, Form, StageStep, Workload
+from tagi_lightning.costs.stage_step import STAGES, Execution, StageStep, Workload
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
@@ -14,7 +14,7 @@ from tagi_lightning.model import TagiConfig, TagiModel
 
 VOCABULARY = 32128
 SHORT = Workload(tasks=2, examples=4, instruction=7, input=9, output=3, rank=4)
-PLAIN = Form("float32", mixed=False, teachers=3)
+PLAIN = Execution("float32", mixed=False, teachers=3)
 
 
 def tiny_parameters():
@@ -43,9 +43,9 @@ def test_parameters_and_their_bytes_equal_hand_counts(lora_parameters):
     assert (plain.trained, plain.frozen) == (3 * lora_parameters, linear + other)
     assert plain.frozen_bytes == 4 * (linear + other)
     assert plain.optimizer_bytes == 8 * plain.trained
-    halved = estimate("teachers", "tiny", SHORT, Form("bfloat16", teachers=3))
+    halved = estimate("teachers", "tiny", SHORT, Execution("bfloat16", teachers=3))
     assert halved.frozen_bytes == 2 * (linear + other)
-    rounded = estimate("teachers", "tiny", SHORT, Form("bfloat16", "int8", teachers=3))
+    rounded = estimate("teachers", "tiny", SHORT, Execution("bfloat16", "int8", teachers=3))
     assert rounded.frozen_bytes == linear + 4 * channels + 2 * other
     aligned = estimate("align", "tiny", SHORT, PLAIN)
     assert aligned.frozen - plain.frozen > 3 * lora_parameters  # the bank and the fusion
@@ -101,14 +101,14 @@ def test_small_is_told_within_a_quarter_of_a_real_step_of_the_model_itself():
 def test_checkpointing_keeps_less_and_computes_more():
     long = Workload(tasks=2, examples=4, instruction=64, input=128, output=16, rank=4)
     plain, checkpointed = (
-        estimate("teachers", "small", long, Form(gradient_checkpointing=each)) for each in (False, True)
+        estimate("teachers", "small", long, Execution(gradient_checkpointing=each)) for each in (False, True)
     )
     assert checkpointed.activation_bytes < plain.activation_bytes / 2
     assert plain.flops < checkpointed.flops < 2 * plain.flops
 
 
 def test_costs_grow_with_the_size():
-    sizes = [estimate("teachers", size, SHORT, Form(teachers=3)) for size in ("tiny", "small", "base")]
+    sizes = [estimate("teachers", size, SHORT, Execution(teachers=3)) for size in ("tiny", "small", "base")]
     for name in ("trained", "frozen", "frozen_bytes", "optimizer_bytes", "activation_bytes", "flops"):
         values = [getattr(cost, name) for cost in sizes]
         assert values == sorted(values)
@@ -116,7 +116,7 @@ def test_costs_grow_with_the_size():
 
 
 def test_the_bank_grows_what_trains_and_not_what_a_step_keeps():
-    few, many = (estimate("teachers", "tiny", SHORT, Form("float32", mixed=False, teachers=k)) for k in (3, 300))
+    few, many = (estimate("teachers", "tiny", SHORT, Execution("float32", mixed=False, teachers=k)) for k in (3, 300))
     assert many.trained == 100 * few.trained
     assert many.activation_bytes == few.activation_bytes
 
@@ -143,7 +143,7 @@ def test_batches_and_ranks_are_those_of_the_experiment_files():
     tiny = workloads(ROOT / "experiments", "tiny", "def")
     assert (tiny["align"].tasks, tiny["align"].examples, tiny["align"].rank) == (16, 16, 16)
     assert (tiny["pretrain-backbone"].examples, tiny["evaluate"].optimizer) == (16, "none")
-    assert step_flops("distill", "tiny", SHORT, Form(teachers=3)) > 0
+    assert step_flops("distill", "tiny", SHORT, Execution(teachers=3)) > 0
 
 
 def test_what_cannot_be_is_refused(tmp_path):
@@ -154,4 +154,4 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="choose from pretrain-backbone"):
         StageStep("train", "tiny", SHORT, PLAIN)
     with pytest.raises(ValueError, match="no 8-bit backbone"):
-        device_cost("distill", "tiny", SHORT, Form(quantization="int8"), "fsdp", 2)
+        device_cost("distill", "tiny", SHORT, Execution(quantization="int8"), "fsdp", 2)

@@ -121,7 +121,9 @@ def test_what_does_not_fit_is_noted():
 def test_demonstrations_become_instances_to_train_on():
     shots = (Demonstration("one ?", "yes"), Demonstration("two ?", "no"))
     task = Task("t", "c", ("Say.",), shots, (Instance("0", "three", ("yes",)),))
-    assert [(row.input, row.references, row.prompt) for row in demonstrations_as_instances(task).instances] == [
+    trained = demonstrations_as_instances(task)
+    assert trained.demonstrations == ()  # the prompt would show the answer
+    assert [(row.input, row.references, row.prompt) for row in trained.instances] == [
         ("one ?", ("yes",), ""),
         ("two ?", ("no",), ""),
     ]

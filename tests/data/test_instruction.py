@@ -8,6 +8,8 @@ from data_modules import SyntheticDataModule
 from tagi_lightning.data.instruction import (
     Instruction,
     InstructionPrompts,
+    instruction_of_row,
+    instruction_row,
     read_instructions,
     read_task_instruction,
 )
@@ -48,6 +50,23 @@ def test_folder_names_are_safe_for_any_text_and_differ_where_instructions_do():
     assert max(map(len, names)) <= 53
     assert names[0].startswith("reverse-the-words-")
     assert Instruction(TEXTS[0]).folder_name == names[0]
+
+
+def test_a_row_gives_its_instruction_back_and_one_that_was_changed_is_refused():
+    for text in TEXTS:
+        expected = Instruction(text, SHOWN, "a name")
+        row = json.loads(json.dumps(instruction_row(expected)))
+        assert instruction_of_row(row) == expected
+    for change, told in (
+        ({"instruction": "Another."}, "is the name of another instruction"),
+        ({"instruction": 1}, "TypeError"),
+        ({"demonstrations": [{"input": "a"}]}, "KeyError"),
+        ({"demonstrations": ["a"]}, "TypeError"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            instruction_of_row(instruction_row(Instruction("Say it.")) | change)
+    with pytest.raises(ValueError, match="TypeError"):
+        instruction_of_row(None)
 
 
 @pytest.mark.parametrize("prompt", ["t5", "causal", "chat"])

@@ -11,8 +11,9 @@ from tagi_lightning.costs.flops import count_flops, eager_attention, token_formu
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
 from tagi_lightning.data.task import Instance, Task
 from tagi_lightning.evaluation.controls import Controls
-from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, Answers, SystemRunner, measure_flops, to_predictions
+from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemRunner, measure_flops, to_predictions
 from tagi_lightning.hypernetwork import HypernetworkConfig
+from tagi_lightning.inference.answers import Answers
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 
@@ -241,7 +242,7 @@ def test_choices_scored_with_a_shared_encoding_equal_one_forward_each(model, tok
     batch = ranked_batch(tokens)
     runner = SystemRunner(SYSTEMS[name], model)
     answers = runner.answer(batch, GREEDY, Words())
-    inputs, adapter, index = runner.condition(batch)
+    inputs, adapter = runner.condition(batch)
     for row, (sums, means) in enumerate(zip(answers.logprob_sum, answers.logprob_mean, strict=True)):
         own = (batch.choice_index == row).nonzero().flatten().tolist()
         assert len(sums) == len(means) == len(own)
@@ -249,7 +250,7 @@ def test_choices_scored_with_a_shared_encoding_equal_one_forward_each(model, tok
             ids = batch.choices.ids[choice][batch.choices.mask[choice] == 1][None]
             alone = Tokens(inputs.ids[row : row + 1], inputs.mask[row : row + 1])
             with torch.no_grad():
-                logits = model(alone, ids, adapter, index[row : row + 1])
+                logits = model(alone, ids, adapter, batch.task_index[row : row + 1])
             expected = logits.log_softmax(-1).gather(-1, ids[..., None]).sum().item()
             assert sums[place] == pytest.approx(expected, rel=1e-4)
             assert means[place] == pytest.approx(expected / ids.shape[1], rel=1e-4)

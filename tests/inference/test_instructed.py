@@ -1,10 +1,14 @@
+import inspect
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from instructed_models import CONFIGS, build_instructed
+from safetensors.torch import load_file, save_file
+from table_cells import table_rows
 
+import tagi_lightning
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.task import Demonstration
@@ -14,6 +18,9 @@ from tagi_lightning.inference.answering import Answerer
 from tagi_lightning.inference.instructed import InstructedModel
 from tagi_lightning.inference.requests import Request
 from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.peft_io import AdapterFolderError, Exporter, load_adapter, read_instruction
+from tagi_lightning.peft_io.folders import WEIGHTS
+from tagi_lightning.storage.hub import HubOptions
 from tagi_lightning.storage.serialization import ModelFolderError, save_tagi
 
 SHORT = GenerationConfig(max_new_tokens=6)
@@ -162,15 +169,76 @@ def test_inputs_are_the_tokens_of_training():
 
 
 def test_a_saved_peft_folder_is_the_adapter(tmp_path):
-    from tagi_lightning.peft_io import load_adapter
-
     loaded = build_instructed("t5")
     adapter = loaded.adapt(LAST)
     loaded.save_peft(adapter, tmp_path / "adapter", facts={"made for": "a test"})
-    assert "| made for | a test |" in (tmp_path / "adapter" / "README.md").read_text()
+    assert ["made for", "a test"] in table_rows((tmp_path / "adapter" / "README.md").read_text())
     back = load_adapter(tmp_path / "adapter", loaded.model)
     for left, right in zip(back.tensors(), adapter.prepared.tensors(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_a_saved_adapter_comes_back_with_its_instruction_and_answers_the_same(loaded, tmp_path):
+    adapter = loaded.adapt(LAST)
+    loaded.save_peft(adapter, tmp_path / "adapter")
+    back = loaded.load_peft(str(tmp_path / "adapter"))
+    assert back.instruction == adapter.instruction
+    assert loaded.generate(back, INPUTS, SHORT) == loaded.generate(adapter, INPUTS, SHORT)
+    named = Instruction('翻译\n"\\\x00', (Demonstration("é", ""),), "task 1")
+    loaded.save_peft(loaded.adapt(named), tmp_path / "named")
+    assert loaded.load_peft(tmp_path / "named").instruction == named
+
+
+def test_an_adapter_that_was_trained_further_comes_back_as_the_lora_alone(tmp_path):
+    loaded = build_instructed("t5")
+    lora = loaded.adapt(LAST).lora
+    Exporter(loaded).write_lora(lora, LAST, tmp_path / "trained", {})
+    back = loaded.load_peft(tmp_path / "trained")
+    assert (back.instruction, back.prepared.fusion, back.prepared.memory) == (LAST, None, None)
+    assert all(torch.equal(back.lora.b[site], factor) for site, factor in lora.b.items())
+    assert loaded.generate(back, ["1 2"], SHORT)
+
+
+def test_an_adapter_that_does_not_tell_its_instruction_wants_it_given(tmp_path):
+    loaded = build_instructed("t5-prompt")
+    adapter, folder = loaded.adapt(LAST), tmp_path / "adapter"
+    loaded.save_peft(adapter, folder)
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {"format": "pt"})
+    assert read_instruction(folder) is None
+    with pytest.raises(
+        AdapterFolderError, match=r"does not tell its instruction.*load_peft\(folder, instruction=\.\.\.\)"
+    ):
+        loaded.load_peft(folder)
+    assert loaded.load_peft(folder, FIRST.text).instruction == FIRST
+    back = loaded.load_peft(folder, LAST)
+    assert loaded.generate(back, INPUTS, SHORT) == loaded.generate(adapter, INPUTS, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("told", "message"), [("{", "damaged at its instruction"), ('{"name": "a"}', "KeyError.*make it again")]
+)
+def test_a_damaged_instruction_is_refused(tmp_path, told, message):
+    loaded = build_instructed("t5-lora")
+    loaded.save_peft(loaded.adapt(LAST), tmp_path / "adapter")
+    file = tmp_path / "adapter" / WEIGHTS
+    save_file(load_file(file), file, {"format": "pt", "instruction": told})
+    with pytest.raises(AdapterFolderError, match=message):
+        loaded.load_peft(tmp_path / "adapter")
+
+
+def test_load_names_the_options_of_a_model_and_passes_them_on(tmp_path):
+    theirs, ours = (inspect.signature(each).parameters for each in (InstructedModel.load, tagi_lightning.load))
+    assert list(ours) == list(theirs)
+    assert all(ours[name].default == theirs[name].default for name in ("name", "backbone", "dtype", "device"))
+    loaded, folder = build_instructed("t5-lora"), str(tmp_path / "backbone")
+    loaded.model.backbone.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    save_tagi(loaded.model, tmp_path / "model", prompts=loaded.prompts)
+    hub = HubOptions(local_files_only=True)
+    again = tagi_lightning.load(tmp_path / "model", backbone=folder, dtype="bfloat16", device="cpu", hub=hub)
+    assert again.model.backbone.model.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match="revision"):
+        tagi_lightning.load(tmp_path / "model", revision="main")
 
 
 def test_an_instructed_model_is_a_value():

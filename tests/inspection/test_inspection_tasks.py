@@ -4,13 +4,13 @@ from instructed_models import build_instructed
 
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.inspection.answers import answer_tasks, on_one_line, one_a_task, sample_lines
-from tagi_lightning.inspection.tasks import TASKS_AT_ONCE, spread
+from tagi_lightning.inspection.tasks import TASKS_AT_ONCE, evenly_spaced
 
 
 def test_some_of_many_are_spread_evenly_and_few_stay():
-    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
-    assert spread(range(10), 3) == [0, 3, 6]
-    assert spread(range(3), 5) == spread(range(3), None) == [0, 1, 2]
+    assert evenly_spaced(range(10), 5) == [0, 2, 4, 6, 8]
+    assert evenly_spaced(range(10), 3) == [0, 3, 6]
+    assert evenly_spaced(range(3), 5) == evenly_spaced(range(3), None) == [0, 1, 2]
 
 
 def test_tasks_of_all_splits_stand_by_category_and_batches_hold_them_in_that_order():

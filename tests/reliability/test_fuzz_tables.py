@@ -11,8 +11,8 @@ from tagi_lightning.report.files import ReportError
 from tagi_lightning.report.tables import read_table
 from tagi_lightning.reproduce.jobs import read_record
 from tagi_lightning.reproduce.plan import Grid, plan
+from tagi_lightning.reproduce.rows import PlannedRow, planned_rows, table_names
 from tagi_lightning.reproduce.systems import SECTIONS, load_system
-from tagi_lightning.reproduce.tables import Row, load_table, table_names
 
 pytestmark = MARKS
 
@@ -71,12 +71,14 @@ def test_tables_that_are_reproduced(record, experiments):
 
     def read():
         assert set(table_names("sni", experiments)) <= {"t"}
-        return load_table("t", "sni", experiments)
+        table = read_table("t", experiments, "sni")
+        return table, planned_rows(table, table.settings[0], experiments)
 
-    def check(table):
+    def check(found):
+        table, rows = found
         assert all(isinstance(count, int) for count in table.budget.values())
-        assert all(len(row.slug) < 200 for row in table.rows)
-        "".join((table.title, *(row.title + row.slug for row in table.rows))).encode()
+        assert all(len(row.slug) < 200 for row in rows)
+        "".join((table.title, *(row.title + row.slug for row in rows))).encode()
 
     errors = (ValueError, FileNotFoundError)
     fuzz_file(
@@ -118,7 +120,7 @@ def test_plans(record, tmp_path):
     path = grid.experiments / "systems" / "planned.yaml"
 
     def read():
-        return plan(grid, [Row("planned", load_system(path), "tagi", "def")], [0])
+        return plan(grid, [PlannedRow("planned", load_system(path), "tagi", "def")], [0])
 
     def check(jobs):
         assert all(isinstance(job.steps, int | None) for job in jobs)

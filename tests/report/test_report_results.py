@@ -5,7 +5,7 @@ import pytest
 from report_runs import write_evaluation, write_stage
 
 from tagi_lightning.report.files import ReportError, read_options
-from tagi_lightning.report.results import LeftOut, data_digest, read_result, read_results, told
+from tagi_lightning.report.results import LeftOut, digest, read_answers, read_result, read_results, told
 
 
 def test_an_evaluation_is_read_with_its_training(tmp_path):
@@ -129,19 +129,22 @@ def test_a_damaged_record_of_training_is_told(tmp_path):
 
 def test_data_are_their_instances_and_references_in_any_order(tmp_path):
     path = write_evaluation(tmp_path / "a") / "predictions.jsonl"
-    digest, rows = data_digest(path)
+    keys, _ = read_answers(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(reversed(lines)))
-    assert data_digest(path) == (digest, rows) == (digest, 12)
+    turned, _ = read_answers(path)
+    assert turned != keys
+    assert digest(turned) == digest(keys)
+    assert len(keys) == 12
     other = write_evaluation(tmp_path / "b", references="something else") / "predictions.jsonl"
-    assert data_digest(other)[0] != digest
+    assert digest(read_answers(other)[0]) != digest(keys)
 
 
 def test_unicode_line_ends_in_an_answer_end_no_row(tmp_path):
     path = write_evaluation(tmp_path) / "predictions.jsonl"
     row = {"task": "task0", "id": "x", "references": ["a\u2028b"]}
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert data_digest(path)[1] == 1
+    assert len(read_answers(path)[0]) == 1
 
 
 def test_held_out_instances_are_known_by_their_numbers(tmp_path):

@@ -5,9 +5,8 @@ import yaml
 from report_runs import write_evaluation
 
 from tagi_lightning.report.files import ReportError
-from tagi_lightning.report.paper import paper_rows
 from tagi_lightning.report.results import read_results
-from tagi_lightning.report.tables import read_table, table_of
+from tagi_lightning.report.tables import paper_rows, read_table, table_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TABLES = sorted((EXPERIMENTS / "tables").glob("*.yaml"))
@@ -41,8 +40,13 @@ def test_the_reference_is_the_marked_row_else_tagi_itself(tmp_path):
 
 
 def test_a_task_set_may_have_a_table_of_its_own(tmp_path):
-    write_table(tmp_path)
+    write_table(tmp_path, tasksets={"sni": {"settings": ["def+2pos"], "budget": {"distill": 3}}})
     write_table(tmp_path, "t-p3", title="other")
+    assert (read_table("t", tmp_path).settings, read_table("t", tmp_path).budget) == (("def",), {})
+    assert read_table("t", tmp_path, "sni").settings == ("def+2pos",)
+    assert read_table("t", tmp_path, "sni").budget == {"distill": 3}
+    with pytest.raises(ReportError, match="table t is for sni, not for synthetic"):
+        read_table("t", tmp_path, "synthetic")
     assert read_table("t", tmp_path, "p3").title == "other"
     assert read_table("t", tmp_path, "sni").title == read_table("t", tmp_path).title == "T"
 
@@ -54,6 +58,16 @@ def test_a_task_set_may_have_a_table_of_its_own(tmp_path):
         ({"metric": "bleu"}, "metric 'bleu' is unknown; choose from rougeL"),
         ({"rows": [{"title": "x", "system": "tagi"}]}, "row 1 has no evaluate"),
         ({"rows": [{"title": "x", "system": "tagi", "evaluate": "tagi"}] * 2}, "two rows have the same title"),
+        ({"rows": [{"title": "x", "sistem": "tagi"}]}, "row 1: unknown keys sistem"),
+        ({"rows": []}, "has no rows"),
+        ({"rosw": []}, "unknown keys rosw"),
+        ({"settings": ["def+3"]}, r"unknown settings def\+3; choose from def, def\+2pos"),
+        ({"budget": {"distill": "many"}}, "the budget of distill is no whole number"),
+        ({"tasksets": {"sni": {"seeds": 3}}}, "unknown keys seeds"),
+        (
+            {"rows": [{"title": "x", "system": "tagi", "evaluate": "tagi", "paper": "table2/ours"}]},
+            "table2 has no row 'ours'",
+        ),
     ],
 )
 def test_a_table_that_is_none_is_told(tmp_path, values, told):

@@ -8,10 +8,11 @@ from commands import ROOT, tagi_commands
 
 from tagi_lightning.backbones import SIZES
 from tagi_lightning.evaluation.systems import SYSTEMS
+from tagi_lightning.report.tables import read_table
 from tagi_lightning.reproduce.configurations import check_choices, examples_seen, select, stage_files
 from tagi_lightning.reproduce.plan import BUILT_IN, TAUGHT, Grid, check_steps, plan
+from tagi_lightning.reproduce.rows import PlannedRow, planned_rows, table_names
 from tagi_lightning.reproduce.systems import load_system
-from tagi_lightning.reproduce.tables import Row, load_table, table_names
 
 E = Path("experiments")
 STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill", "evaluate")
@@ -32,7 +33,13 @@ def grid(tmp_path):
 
 def row(name, evaluate="tagi", setting="def", **overrides):
     system = load_system(E / "systems" / f"{name}.yaml").with_overrides(overrides)
-    return Row(name, system, evaluate, setting, overrides)
+    return PlannedRow(name, system, evaluate, setting, overrides)
+
+
+def rows_of_all(taskset):
+    """Returns the rows of every table of a task set, each in its first setting."""
+    tables = [read_table(name, E, taskset) for name in table_names(taskset, E)]
+    return [row for table in tables for row in planned_rows(table, table.settings[0], E)]
 
 
 def planned(grid, *rows, seeds=(0,)):
@@ -49,7 +56,7 @@ S = "synthetic-tiny-s0"
 
 def test_names_that_stand_for_the_cores_are_its_own():
     assert set(BUILT_IN) == set(SIZES)
-    assert set(TAUGHT) == {name for name, spec in SYSTEMS.items() if spec.uses_teachers}
+    assert set(TAUGHT) == {name for name, spec in SYSTEMS.items() if spec.adapter.uses_teachers}
 
 
 def test_a_row_of_tagi_is_the_chain_with_its_inputs_named(grid):
@@ -71,7 +78,7 @@ def test_a_row_of_tagi_is_the_chain_with_its_inputs_named(grid):
 
 
 def test_every_job_comes_after_those_it_needs(grid):
-    rows = [row for name in table_names("synthetic", E) for row in load_table(name, "synthetic", E).rows]
+    rows = rows_of_all("synthetic")
     jobs = plan(grid, rows, (0, 1))
     places = {job.name: place for place, job in enumerate(jobs)}
     assert len(places) == len(jobs)
@@ -208,7 +215,7 @@ def test_an_unknown_choice_is_told_with_what_there_is():
 @pytest.mark.parametrize(("taskset", "size"), [("synthetic", "tiny"), ("sni", "tiny"), ("sni", "base"), ("p3", "base")])
 def test_every_row_of_a_table_sees_the_same_number_of_examples(taskset, size, tmp_path):
     grid = Grid(taskset, size, tmp_path, runs=tmp_path / "runs")
-    rows = [row for name in table_names(taskset, E) for row in load_table(name, taskset, E).rows]
+    rows = rows_of_all(taskset)
     jobs = plan(grid, rows, (0,))
     assert len({examples_seen(job.config) for job in jobs if job.kind == "distill"}) == 1
     assert len({select(job.config, "trainer.max_steps") for job in jobs if job.kind == "pretrain"}) == 1

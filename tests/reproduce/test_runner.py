@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -145,7 +146,12 @@ def test_time_to_go_is_told_by_jobs_of_the_same_kind(tmp_path):
     runner = Runner(jobs, launch, 1, {"distill": [100.0, 140.0]})
     runner._waiting = {job.name: job for job in jobs}
     assert runner.left() == "about 4 min 00 s to go"
-    assert Runner(jobs, launch, 1).left() == "time to go not known yet"
+    for known in ({}, {"evaluate": [100.0]}):
+        runner = Runner(jobs, launch, 1, known)
+        runner._waiting = {job.name: job for job in jobs}
+        assert runner.left() == "time to go not known yet"
+    runner._waiting["other"] = replace(jobs[0], kind="evaluate")
+    assert runner.left() == "more than 1 min 40 s to go"
 
 
 def test_files_are_written_before_a_job_starts(tmp_path):

@@ -56,6 +56,16 @@ def test_distill_starts_where_the_chain_says(tmp_path, chain, source):
         assert system.part("align") == {}
 
 
+@pytest.mark.parametrize("place", ["tagi", "distill"])
+def test_a_backbone_that_trains_is_loaded_in_float32(tmp_path, place):
+    trained = {"trained_backbone": "all"}
+    section = trained if place == "tagi" else {"model": {"init_args": {"tagi": trained}}}
+    values = {"title": "x", "chain": ["pretrain", "distill"], place: section}
+    system = load_system(write(tmp_path, x=values) / "x.yaml")
+    assert system.part("distill")["backbone"] == {"dtype": "float32"}
+    assert ("backbone" in system.part("pretrain")) is (place == "tagi")
+
+
 def test_a_system_inherits_and_changes_only_what_it_says(tmp_path):
     base = {"title": "base", "chain": ["distill"], "tagi": {"fusion": {"enabled": False}, "decoder_memory": False}}
     write(tmp_path, base=base, heir={"title": "heir", "inherits": "base", "tagi": {"decoder_memory": True}})

@@ -9,8 +9,12 @@ from commands import STEPS, built_stage, command, copy_stages, interrupt_in_batc
 from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import BackboneConfig, build_backbone, load_backbone
 from tagi_lightning.backbones.loading import t5_config
+from tagi_lightning.fusion import FusionConfig
+from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.losses import prediction_loss
+from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.distill import Distillation
+from tagi_lightning.storage.serialization import save_tagi
 
 MODEL = "--model.init_args."
 NO_LOSS_BUT_PRED = [f"{MODEL}loss.lambda1=0", f"{MODEL}loss.lambda2=0", f"{MODEL}teachers=none"]
@@ -93,6 +97,16 @@ def test_another_systems_checkpoint_teaches_as_it_answers(run, task_set, tk_inst
     assert distill(run, task_set, *own) == 0
 
 
+def test_a_backbone_that_trained_teaches_a_student_that_is_stored_in_16_bits(run, task_set, tk_instruct, monkeypatch):
+    own = [f"{MODEL}logits_teacher={tk_instruct / 'distill' / 'model'}", "--backbone.dtype=bfloat16"]
+    stage, batch = built(run, task_set, monkeypatch, *own)
+    assert {parameter.dtype for parameter in stage.teacher_model.backbone.parameters()} == {torch.bfloat16}
+    taught = dict(stage.teacher_model.backbone.named_parameters())
+    for name, tensor in weights(tk_instruct, "distill").items():
+        assert torch.equal(taught[name.removeprefix("backbone.")], tensor.bfloat16())
+    assert stage.teacher_logits(batch, None).isfinite().all()
+
+
 def test_a_folder_of_transformers_teaches_where_its_vocabulary_is_the_students(run, task_set, tmp_path, monkeypatch):
     folder = run / "pretrain-backbone" / "model"
     stage, batch = built(run, task_set, monkeypatch, f"{MODEL}logits_teacher={folder}")
@@ -163,8 +177,12 @@ def test_a_teachers_answers_are_kept_apart_and_only_where_the_prompt_decides_the
     # eq. 5's and the bare backbone's answers share a file, and differ by the adapter in their keys
     assert len(paths) == 2
     assert len(found) == len(batch)
-    with pytest.raises(ValueError, match=r"set loss\.teacher_cache\.enabled=false"):
-        built(run, task_set, monkeypatch, *kept, f"{MODEL}logits_teacher={chain / 'distill' / 'model'}")
+    bare = {"fusion": FusionConfig(enabled=False), "decoder_memory": False}
+    demonstrated = TagiConfig(hypernetwork=HypernetworkConfig(generator="constant"), reads="demonstrations", **bare)
+    save_tagi(TagiModel(backbone_of(run), demonstrated), tmp_path / "demonstrated")
+    for other in (chain / "distill" / "model", tmp_path / "demonstrated"):
+        with pytest.raises(ValueError, match=r"set loss\.teacher_cache\.enabled=false"):
+            built(run, task_set, monkeypatch, *kept, f"{MODEL}logits_teacher={other}")
 
 
 def test_a_generated_prefix_trains_without_alignment(run, task_set, capsys):

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.data.ranges import check_range
-from tagi_lightning.inference.merging import WeightsLock
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
+from tagi_lightning.merging import WeightsLock
 
 Part = Literal["none", "norms_embeddings", "feed_forward", "all"]
 """Parts of a model that may train: norms and token embeddings, these and the feed-forward layers, everything."""

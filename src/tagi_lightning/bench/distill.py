@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from tagi_lightning.adapter import InstructionStates, TaskAdapter
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.bench.measure import Result, in_turn, summarize
-from tagi_lightning.bench.shapes import DEFINITION, INPUT, OUTPUT, backbone, random_tokens
+from tagi_lightning.bench.shapes import backbone, random_tokens
 from tagi_lightning.caches.instructions import InstructionStatesCache
 from tagi_lightning.caches.teacher_logits import TeacherCache, adapter_digests, example_keys
+from tagi_lightning.costs.lengths import DEFINITION, INPUT, OUTPUT
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraBank, LoraWeights
 from tagi_lightning.losses import (

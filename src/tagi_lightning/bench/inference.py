@@ -15,8 +15,9 @@ import torch
 from tagi_lightning.adapter import PreparedAdapter, TaskAdapter
 from tagi_lightning.backbones import Backbone, GenerationConfig
 from tagi_lightning.bench.measure import Result, in_turn, summarize
-from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT, backbone, random_tokens
+from tagi_lightning.bench.shapes import backbone, random_tokens
 from tagi_lightning.costs.flops import count_flops, eager_attention
+from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.fusion import FusionConfig
 from tagi_lightning.model import TagiConfig, TagiModel

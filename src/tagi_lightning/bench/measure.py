@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from tagi_lightning.markdown import aligned_table
+
 REPEATS = 7
 """Paired repeats of a case, at least."""
 
@@ -72,9 +74,9 @@ def summarize(
 
 def table(results: Sequence[Result]) -> str:
     """Returns the results as a Markdown table."""
-    lines = ["| case | compares | median | spread | at most |", "|---|---|---|---|---|"]
+    lines = [["case", "compares", "median", "spread", "at most"]]
     for result in results:
         bound = "-" if result.at_most is None else f"{result.at_most:.2f}"
         spread = f"{result.low:.2f} to {result.high:.2f}"
-        lines.append(f"| {result.case} | {result.compares} | {result.ratio:.3f} | {spread} | {bound} |")
-    return "\n".join(lines)
+        lines.append([result.case, result.compares, f"{result.ratio:.3f}", spread, bound])
+    return aligned_table(lines, texts=2)

@@ -8,12 +8,6 @@ from tagi_lightning.backbones import Backbone, build_backbone
 from tagi_lightning.backbones.loading import t5_config
 from tagi_lightning.data.batch import Tokens
 
-DEFINITION, DEMONSTRATIONS, INPUT, OUTPUT = 93, 347, 109, 14
-"""Mean tokens of SNI's test tasks: the definition, the definition with two demonstrations, an input, an output."""
-
-INSTRUCTIONS = {"def": DEFINITION, "def+2pos": DEMONSTRATIONS}
-"""Mean tokens of an instruction by setting."""
-
 
 def random_tokens(rows: int, length: int, vocabulary: int, seed: int) -> Tokens:
     """Returns full rows of random tokens [rows, length]."""

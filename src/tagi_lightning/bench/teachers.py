@@ -15,7 +15,8 @@ from transformers import T5ForConditionalGeneration
 from tagi_lightning.backbones import Backbone
 from tagi_lightning.backbones.compilation import compile_forward, has_compiler
 from tagi_lightning.bench.measure import Result, in_turn, summarize
-from tagi_lightning.bench.shapes import OUTPUT, backbone, random_tokens
+from tagi_lightning.bench.shapes import backbone, random_tokens
+from tagi_lightning.costs.lengths import OUTPUT
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraBank, LoraConfig, initial_a
 from tagi_lightning.teachers.bank_optimizer import BankAdamW

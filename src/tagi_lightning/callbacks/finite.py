@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from tagi_lightning.data.batch import TaskBatch, TextBatch
+from tagi_lightning.data.files import replace_file
 from tagi_lightning.stages.sharing import gather
-from tagi_lightning.storage.durable import replace_file
 
 FOLDER = "non-finite"
 """Where dumps lie, under RUN/<stage>."""

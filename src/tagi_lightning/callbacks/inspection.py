@@ -114,7 +114,7 @@ def write_inspection(
     from tagi_lightning.inspection.answers import answer_tasks, sample_lines
     from tagi_lightning.inspection.figures import distributions
     from tagi_lightning.inspection.pictures import inspect_model, prediction_pictures
-    from tagi_lightning.report.markdown import aligned_table
+    from tagi_lightning.markdown import aligned_table
 
     found = inspect_model(stage.model, drawn, stage.tokenizer, getattr(stage, "bank", None))
     found.pictures.extend(prediction_pictures(stage.validation_rows, "validation"))

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from tagi_lightning.evaluation.metrics import exact_match
 from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.markdown import aligned_table
 
 ROWS = 20
 """Answers shown."""
@@ -15,12 +16,12 @@ ROWS = 20
 def sample_table(rows: list[Prediction]) -> str:
     """Returns a Markdown table of evenly spread `rows`: task, prediction, first reference, right or wrong."""
     step = max(1, len(rows) // ROWS)
-    lines = ["| task | prediction | reference | right |", "|---|---|---|---|"]
+    lines = [["task", "prediction", "reference", "right"]]
     for row in rows[::step][:ROWS]:
         right = "yes" if exact_match(row.prediction, row.references) else "no"
-        cells = [" ".join(text.split()).replace("|", "\\|")[:200] for text in (row.prediction, row.references[0])]
-        lines.append(f"| {row.task} | {cells[0]} | {cells[1]} | {right} |")
-    return "\n".join(lines)
+        texts = [" ".join(text.split())[:200] for text in (row.prediction, row.references[0])]
+        lines.append([row.task, *texts, right])
+    return aligned_table(lines, texts=4)
 
 
 class SampleTable(L.Callback):

@@ -13,7 +13,7 @@ from tagi_lightning.preemption import preemption
 DEBUG_OPTION = "--debug"
 
 VERBS = {
-    "fit": "train one stage: tagi fit --config stage.yaml --config data.yaml --run RUN",
+    "fit": "train one stage: tagi fit --stage distill --taskset sni --size base --run RUN, or with --config FILES",
     "evaluate": "decode the test tasks with one or more systems and score them",
     "score": "score a predictions file without a model",
     "bench": "time pairs of things in turn and print their ratios",

@@ -82,13 +82,13 @@ def adapt(
         raise ValueError("--finetune trains the adapter of one instruction: --instruction, --definition or --task")
 
     import torch
-    import transformers
 
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.cli.runs import git_state
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.peft_io import Exporter
 
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, device=device)
     exporter = Exporter(loaded, overwrite, {"commit": git_state()["commit"] or "unknown"})
     if exporter.loses and finetune is None:

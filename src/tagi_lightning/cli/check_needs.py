@@ -16,7 +16,7 @@ from tagi_lightning.cli.check_data import Lengths, Sample
 from tagi_lightning.cli.check_options import Problems
 from tagi_lightning.costs.scale import GIB, Cost, measure, memory, optimizer_bytes
 from tagi_lightning.costs.scale_report import STRATEGIES, device_cost
-from tagi_lightning.costs.stage_step import Form, Workload
+from tagi_lightning.costs.stage_step import Execution, Workload
 from tagi_lightning.doctor.limits import available_memory
 from tagi_lightning.doctor.machine import existing
 from tagi_lightning.durations import duration
@@ -72,10 +72,10 @@ class Run:
         parts = (lengths.input, lengths.output, lengths.text)
         return workload(self.job, Shape({setting: lengths.instruction}, *parts, self.categories, self.vocabulary))
 
-    def form(self) -> Form:
+    def execution(self) -> Execution:
         """Returns how the stage runs."""
         backbone = self.config["backbone"]
-        return Form(
+        return Execution(
             dtype="bfloat16" if backbone["dtype"] == "bfloat16" else "float32",
             quantization=backbone["quantization"],
             gradient_checkpointing=backbone["gradient_checkpointing"],
@@ -88,7 +88,9 @@ class Run:
         """Returns what one device needs for a batch; None where the shape is not a built-in one."""
         if self.size is None:
             return None
-        return device_cost(likeness(self.job), self.size, self.work(lengths), self.form(), self.strategy, self.devices)
+        return device_cost(
+            likeness(self.job), self.size, self.work(lengths), self.execution(), self.strategy, self.devices
+        )
 
     def bytes(self, cost: Cost) -> int:
         """Returns the memory of one device."""
@@ -176,7 +178,8 @@ def time_line(run: Run, cost: Cost) -> Iterator[str]:
     else:
         assert run.size is not None
         work = run.work(run.sample.mean).share(run.devices)
-        seconds, how = measure(likeness(run.job), run.size, work, run.form()).seconds, "as two batches took just now"
+        seconds = measure(likeness(run.job), run.size, work, run.execution()).seconds
+        how = "as two batches took just now"
     yield f"time: {steps} steps, about {duration(batches * seconds)} {how}; validation and start come on top"
 
 

@@ -165,8 +165,8 @@ def check_inputs(stage: Any, problems: Problems) -> None:
     if isinstance(stage, Evaluation):
         specs = [SYSTEMS[name] for name in stage.systems if name in SYSTEMS]
         for folder, kind, wanted in (
-            (stage.weights, "tagi", any(spec.generates for spec in specs)),
-            (stage.teachers, "teachers", any(spec.uses_teachers for spec in specs)),
+            (stage.weights, "tagi", any(spec.adapter.generates for spec in specs)),
+            (stage.teachers, "teachers", any(spec.adapter.uses_teachers for spec in specs)),
         ):
             if wanted:
                 with problems.collected():
@@ -194,8 +194,8 @@ def check_evaluated(stage: Evaluation, problems: Problems) -> None:
         check_systems(stage.systems)
     wanted = [name for name in stage.systems if name in SYSTEMS]
     kinds = {
-        "generates": [name for name in wanted if SYSTEMS[name].generates],
-        "uses teachers": [name for name in wanted if SYSTEMS[name].uses_teachers],
+        "generates": [name for name in wanted if SYSTEMS[name].adapter.generates],
+        "uses teachers": [name for name in wanted if SYSTEMS[name].adapter.uses_teachers],
         "all": wanted,
     }
     for names in kinds.values():

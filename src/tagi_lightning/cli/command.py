@@ -44,6 +44,11 @@ def options_of(function: Callable[..., int | None], texts: Sequence[str] = ()) -
     return main
 
 
+def words(value: Sequence[str] | str | None) -> list[str]:
+    """Returns a list that may be written with commas."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value or ())
+
+
 def _take(texts: Sequence[str], args: list[str], prog: str) -> tuple[dict[str, str], list[str]]:
     """Returns the texts that a command line gives, by parameter, and what is left of it."""
     usage = f"{prog} [options]"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.cli.command import options_of
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.report.checks import read_metrics
-from tagi_lightning.report.markdown import aligned_table
 
 PREDICTIONS = "predictions.jsonl"
 
@@ -52,7 +52,7 @@ def answered_otherwise(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         ReportError: If predictions are damaged.
     """
     from tagi_lightning.evaluation.systems import SYSTEMS
-    from tagi_lightning.report.results import data_digest
+    from tagi_lightning.report.results import digest, read_answers
 
     differing = set()
     references: dict[bool, tuple[Any, str | None]] = {}
@@ -61,9 +61,9 @@ def answered_otherwise(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
             counts = metrics["overall"]["n"], {task: row["n"] for task, row in metrics["by_task"].items()}
             of_training = name in SYSTEMS and SYSTEMS[name].data == "held_out"
             path = Path(run) / "evaluate" / name / PREDICTIONS
-            digest = None if of_training or not path.is_file() else data_digest(path)[0]
-            first_counts, first_digest = references.setdefault(of_training, (counts, digest))
-            if counts != first_counts or (digest and first_digest and digest != first_digest):
+            answered = None if of_training or not path.is_file() else digest(read_answers(path)[0])
+            first_counts, first = references.setdefault(of_training, (counts, answered))
+            if counts != first_counts or (answered and first and answered != first):
                 differing.add((run, name))
     return differing
 

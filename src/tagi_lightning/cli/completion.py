@@ -7,9 +7,12 @@ import importlib
 from typing import Literal, get_args, get_origin
 
 from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.experiment_files import builtin_experiments
 
 OWN_PARSERS = ("ls", "cp")
 """Verbs that need no more than argparse."""
+STAGE_VERBS = ("fit", "evaluate", "check")
+"""Verbs that take the names of experiment files."""
 
 
 def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
@@ -28,6 +31,8 @@ def everything() -> argparse.ArgumentParser:
     import shtab
 
     from tagi_lightning.cli import VERBS
+    from tagi_lightning.cli.stage_option import KINDS
+    from tagi_lightning.reproduce.configurations import known_names
 
     top = argparse.ArgumentParser("tagi", description="Task adapters generated from instructions.")
     top.add_argument("--version", action="store_true")
@@ -43,6 +48,9 @@ def everything() -> argparse.ArgumentParser:
                 added = options.add_argument(action.dest, choices=choices)
             if not choices:
                 added.complete = shtab.FILE  # type: ignore[attr-defined]
+        if verb in STAGE_VERBS:
+            for option, kind in (KINDS | {"system": "systems"}).items():
+                options.add_argument(f"--{option}", choices=known_names(builtin_experiments(), kind))
     return top
 
 

@@ -14,17 +14,20 @@ from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_e
 from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain
 from tagi_lightning.cli.passes import answer_by_data_sets, answer_by_members, answer_once
-from tagi_lightning.cli.runs import RunFolderError, differences, environment, file_digest
+from tagi_lightning.cli.runs import RunFolderError, differences, environment
+from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.costs.flops import token_formula
 from tagi_lightning.data.batch import TaskBatch
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.data.report import shortened
-from tagi_lightning.evaluation.controls import ONCE_FOR_ALL_TASKS, generated
+from tagi_lightning.data.token_cache import tasks_digest
 from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction, write_metrics, write_predictions
+from tagi_lightning.evaluation.sources import GENERATED
 from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.options import flatten
 from tagi_lightning.stages.evaluate import Evaluation
@@ -78,6 +81,7 @@ class Evaluator:
         self.folder = self.stage.folder
         self.options = plain(cli.config, cli.parser)
         self._flops: dict[str, int] = {}
+        self._data_digests: dict[bool, str] = {}
         # loaders differ between systems, and Lightning keeps a data module's first one
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
@@ -106,7 +110,8 @@ class Evaluator:
             if self.partial:
                 print(f"evaluate: {name} answered {len(rows)} instances; a limited evaluation is not kept", flush=True)
                 continue
-            metrics = aggregate(rows) | {"system": name, "seed": self.cli.config.seed_everything, **facts}
+            facts |= {"system": name, "seed": self.cli.config.seed_everything, "data_digest": self.data_digest(name)}
+            metrics = aggregate(rows) | facts
             target.mkdir(parents=True, exist_ok=True)
             write_predictions(target / PREDICTIONS, rows, overwrite=True)
             config = yaml.safe_dump(self.options, sort_keys=False)
@@ -127,7 +132,7 @@ class Evaluator:
                 damaged.
         """
         record = self.stage.weights.parent / "config.yaml"
-        uses = any(SYSTEMS[name].generates for name in self.stage.systems if name in SYSTEMS)
+        uses = any(SYSTEMS[name].adapter.generates for name in self.stage.systems if name in SYSTEMS)
         if not uses or not record.is_file():
             return
         advice = "remove it to evaluate without comparing"
@@ -147,7 +152,7 @@ class Evaluator:
             print(f"evaluate: {record.parent} was trained otherwise: {'; '.join(told)}", flush=True)
 
     def check_current(self, name: str, target: Path) -> None:
-        """Refuses results that other options, weights or another backbone gave.
+        """Refuses results that other options, data or weights, or another backbone gave.
 
         Raises:
             RunFolderError: If there is any difference, or what tells it is damaged; the message names it.
@@ -160,6 +165,8 @@ class Evaluator:
             found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
         found = [line for line in found if not line.startswith(free)]
         metrics = read_mapping(target / METRICS, again, RunFolderError)
+        if metrics.get("data_digest") != self.data_digest(name):
+            found.append("the tasks have changed since")
         if name in SYSTEMS:
             self.stage.configure_model()
             if metrics.get("backbone_digest") != self.stage.checkpoint_backbone_digest():
@@ -172,9 +179,17 @@ class Evaluator:
             reasons = "\n  ".join(found[:10])
             raise RunFolderError(f"{target} was made otherwise:\n  {reasons}\n{again}.")
 
+    def data_digest(self, name: str) -> str:
+        """Returns the digest of the tasks that a system reads."""
+        training = name in SYSTEMS and SYSTEMS[name].reads_training_tasks
+        if training not in self._data_digests:
+            splits = self.data.splits
+            self._data_digests[training] = tasks_digest([*splits.test, *(splits.train if training else ())])
+        return self._data_digests[training]
+
     def teachers_digest(self, name: str) -> str | None:
         """Returns the digest of the teachers' weights where a system uses them."""
-        return file_digest(self.stage.teachers / WEIGHTS) if SYSTEMS[name].uses_teachers else None
+        return file_digest(self.stage.teachers / WEIGHTS) if SYSTEMS[name].adapter.uses_teachers else None
 
     @property
     def partial(self) -> bool:
@@ -223,13 +238,13 @@ class Evaluator:
             "backbone": stage.backbone.name,
             "backbone_digest": stage.checkpoint_backbone_digest(),
         }
-        if spec.generates:
+        if spec.adapter.generates:
             facts |= {"weights": str(stage.weights), "weights_digest": stage.model.digest()}
-        if spec.uses_teachers:
+        if spec.adapter.uses_teachers:
             facts |= {"teachers": str(stage.teachers), "teachers_digest": self.teachers_digest(name)}
         if spec.data == "paraphrased":
             facts["paraphrases"] = asdict(count_paraphrases(self.data.splits.test))
-        facts |= stage.controls.facts(spec.adapter) | answered.facts
+        facts |= spec.adapter.facts(stage.controls) | answered.facts
         if stage.flops and not self.partial:
             facts |= self.costs(name)
         return answered.rows, facts
@@ -240,10 +255,10 @@ class Evaluator:
         reference = "teachers_backbone" if spec.data == "held_out" else "concatenated"
         facts: dict[str, Any] = {"flops": self.flops(name)}
         facts["relative_flops"] = round(facts["flops"] / self.flops(reference), 4)
-        if spec.adapter is generated and self.stage.model.config.reads == "input":
+        if spec.adapter is GENERATED and self.stage.model.config.reads == "input":
             facts["relative_flops_formula"] = round(self.formula(), 4)
         training = "training on each data set's demonstrations" if spec.data == "few_shot" else None
-        if left_out := ONCE_FOR_ALL_TASKS.get(spec.adapter, training):
+        if left_out := spec.adapter.once or training:
             facts["flops_leave_out"] = left_out
         return facts
 
@@ -251,7 +266,7 @@ class Evaluator:
         """Returns the operations of a system over its whole data, with outputs of the references' length."""
         if name not in self._flops:
             spec, stage = SYSTEMS[name], self.stage
-            model = stage.model if spec.generates else stage.bare
+            model = stage.model if spec.adapter.generates else stage.bare
             loaders = self.loaders(spec)
             for loader in loaders:
                 loader.batch_sampler.take_whole()  # type: ignore[union-attr]
@@ -278,7 +293,7 @@ class Evaluator:
 def main(args: list[str]) -> int:
     """Runs `tagi evaluate`; returns the exit code."""
     with told_plainly():
-        cli = EvaluateCLI(expand_system(args))
+        cli = EvaluateCLI(expand_system(expand_stage(args, Evaluation.stage_name)))
         check_systems(cli.model.systems)
         Evaluator(cli).run()
     return 0

@@ -27,6 +27,12 @@ def experiments_folder(named: str | None) -> Path:
     return here if here.is_dir() else builtin_experiments()
 
 
+def configurations_folder() -> Path:
+    """Returns `experiments` in the present folder where that holds stages, else the one of the package."""
+    here = experiments_folder(None)
+    return here if (here / "stages").is_dir() else builtin_experiments()
+
+
 def names(kind: str = "") -> list[str]:
     """Returns the files' names, e.g. systems/tagi.yaml, in order.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
@@ -17,11 +17,12 @@ from tagi_lightning.cli.runs import (
     RunFolderError,
     RunRecord,
     check_options,
-    file_digest,
     locked,
     read_run,
 )
+from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.report import shortened
 from tagi_lightning.preemption import Preempted, preemption
 from tagi_lightning.stages.base import MODEL
@@ -181,7 +182,7 @@ def train(cli: FitCLI) -> int:
 def main(args: list[str]) -> int:
     """Runs `tagi fit`; returns the exit code."""
     with told_plainly(), ExitStack() as held:
-        cli = FitCLI(expand_system(args), held)
+        cli = FitCLI(expand_system(expand_stage(args)), held)
         if cli.skip:
             print(cli.skip)
             return 0

@@ -54,14 +54,13 @@ def inspect(
     check_range({"--max_new_tokens": max_new_tokens}, least=1)
     by_split = read_tasks(Path(tasks), splits, max(1, instances))
 
-    import transformers
-
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inspection.answers import answer_tasks, one_a_task, sample_lines
     from tagi_lightning.inspection.page import write_page
     from tagi_lightning.inspection.pictures import inspect_model, sample_pictures
 
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, device=device)
     chosen = tokenize(loaded, by_split, count, max(1, instances))
     say("inspect", f"{len(chosen)} of {sum(map(len, by_split.values()))} tasks")
@@ -120,7 +119,7 @@ def tokenize(
     from tagi_lightning.data.report import DataReport
     from tagi_lightning.data.token_cache import load_or_tokenize
     from tagi_lightning.data.tokenized import check_lengths
-    from tagi_lightning.inspection.tasks import collate_tasks, spread
+    from tagi_lightning.inspection.tasks import collate_tasks, evenly_spaced
 
     tokenizer, prompts = loaded.tokenizer, loaded.prompts
     assembler = PromptAssembler.from_tokenizer(
@@ -131,7 +130,7 @@ def tokenize(
     assert isinstance(pad_id, int)
     collator = TaskCollator(assembler, (), pad_id, with_prompt=with_prompt)
     pairs = [(task.category, split, task.name, task) for split, tasks in by_split.items() for task in tasks]
-    chosen = spread(sorted(pairs, key=lambda pair: pair[:3]), count)
+    chosen = evenly_spaced(sorted(pairs, key=lambda pair: pair[:3]), count)
     with TemporaryDirectory() as cache:
         report, tokenized = DataReport("the tasks"), {}
         for split in by_split:

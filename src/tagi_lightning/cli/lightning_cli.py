@@ -5,7 +5,7 @@ from __future__ import annotations
 import pydoc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
@@ -37,11 +37,13 @@ from tagi_lightning.cli.errors import told_briefly, with_option
 from tagi_lightning.cli.processes import watch
 from tagi_lightning.cli.quiet import quiet
 from tagi_lightning.cli.runs import environment
+from tagi_lightning.cli.stage_option import DESCRIPTION, usage
+from tagi_lightning.data.files import replace_text
+from tagi_lightning.data.task import Setting
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.base import MODEL
-from tagi_lightning.storage.durable import replace_text
 
 # options of configuration classes are described under their fields
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -65,8 +67,7 @@ class TagiArgumentParser(LightningArgumentParser):
 
     def print_usage(self, file: Any = None) -> None:
         """Prints one line."""
-        options = "--config FILE [--config FILE ...] [--system FILE] --run RUN [--any.option VALUE ...]"
-        print(f"usage: {self.prog} {options}", file=file)
+        print(f"usage: {self.usage}", file=file)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends on wrong options; a tokenizer that no earlier stage left is told as other missing inputs are.
@@ -96,7 +97,13 @@ class TagiCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=TagiArgumentParser,
-            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False, "prog": self.prog},
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "allow_abbrev": False,
+                "prog": self.prog,
+                "usage": usage(self.prog),
+                "description": DESCRIPTION,
+            },
             run=False,
             args=args,
             **kwargs,
@@ -122,7 +129,7 @@ class TagiCLI(LightningCLI):
         )
         parser.add_argument(
             "--setting",
-            type=Literal["def", "def+2pos"],
+            type=Setting,
             default="def",
             help="What an instruction shows: the definition, or also two demonstrations.",
         )

@@ -64,13 +64,12 @@ def predict(
         raise ValueError("give one of --instruction, --definition and --task, which say what the task is")
     descriptor = -1 if inputs is None else sys.stdin.fileno() if inputs == "-" else os.open(inputs, os.O_RDONLY)
 
-    import transformers
-
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.inference.answering import Answerer
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.inference.requests import LineReader, Lines, Request
 
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, dtype, device)
     generation = loaded.decoding(max_new_tokens=max_new_tokens, num_beams=num_beams, stop_at_newline=stop_at_newline)
     printer = Printer(Answerer(loaded, generation))

@@ -21,6 +21,11 @@ class Without(logging.Filter):
         return self.text not in str(record.msg)
 
 
+def without_loading_bars() -> None:
+    """Has transformers load weights without a bar of progress."""
+    transformers.utils.logging.disable_progress_bar()
+
+
 def quiet() -> None:
     """Drops what Lightning and Hugging Face say at every start that is of no use here; everything else stays."""
     for pattern in (
@@ -41,4 +46,4 @@ def quiet() -> None:
         ("transformers.modeling_utils", "we will NOT tie them"),
     ):
         logging.getLogger(logger).addFilter(Without(text))
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()

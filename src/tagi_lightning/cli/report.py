@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
 
+from tagi_lightning.cli.command import words
 from tagi_lightning.cli.experiment_files import experiments_folder
+from tagi_lightning.data.task import checked_settings
 
 
 def report(
@@ -17,6 +20,7 @@ def report(
     output: str,
     table: str | None = None,
     taskset: str | None = None,
+    settings: str | None = None,
     allow_budgets: bool = False,
     experiments: str | None = None,
 ) -> None:
@@ -28,6 +32,7 @@ def report(
         output: Folder for report.md, report.csv and the charts.
         table: Table of experiments/tables that gives rows and order; everything evaluated where there is none.
         taskset: Task set, where a table has a form of its own for it.
+        settings: Settings instead of the table's own, with commas between them.
         allow_budgets: Keep rows that saw another number of examples than the reference, marked.
         experiments: Folder of the experiment files; ./experiments, or those of the package where there is none.
     """
@@ -39,7 +44,9 @@ def report(
     from tagi_lightning.report.tables import read_table, table_of
 
     known = None if table is None else read_table(table, experiments_folder(experiments), taskset)
-    folders = [name.strip() for name in runs.split(",") if name.strip()]
+    if known is not None and settings is not None:
+        known = replace(known, settings=checked_settings(words(settings)))
+    folders = words(runs)
     if not folders:
         raise ReportError(
             "no run folder is named: --runs runs/a-s0,runs/a-s1, or make report RUNS=runs/a-s0,runs/a-s1 "

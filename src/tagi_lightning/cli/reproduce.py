@@ -7,48 +7,50 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from tagi_lightning.cli.command import options_of
+from tagi_lightning.cli.command import options_of, words
 from tagi_lightning.cli.experiment_files import experiments_folder
+from tagi_lightning.data.task import checked_settings
+from tagi_lightning.report.tables import Table, read_table
 from tagi_lightning.reproduce.configurations import check_choices, on_cpu
 from tagi_lightning.reproduce.jobs import LOGS, Job, read_record
 from tagi_lightning.reproduce.plan import Grid, check_steps, plan
+from tagi_lightning.reproduce.rows import PlannedRow, planned_rows, table_names
 from tagi_lightning.reproduce.runner import Outcome, Runner, last_words, launcher
-from tagi_lightning.reproduce.tables import SETTINGS, Row, Table, load_table, table_names
 
 MOST_JOBS = 4
 """Jobs at a time on a CPU, unless --jobs says otherwise."""
 
 
-def rows_of(tables: Sequence[Table], settings: Sequence[str], only: Sequence[str]) -> list[Row]:
+def rows_of(
+    tables: Sequence[Table], settings: Sequence[str], only: Sequence[str], experiments: Path
+) -> list[PlannedRow]:
     """Returns the rows of all tables in all settings, or those of some systems or titles alone.
 
     Args:
         tables: The tables.
         settings: Settings instead of the tables' own; none for those.
         only: Names of systems or titles of rows; none for all.
+        experiments: Folder of the experiment files.
 
     Raises:
-        ValueError: If a setting, or one of `only`, is unknown.
+        FileNotFoundError: If a row's system is not there.
+        ValueError: If a setting, or one of `only`, is unknown, or a row's system is none.
     """
-    if unknown := [setting for setting in settings if setting not in SETTINGS]:
-        raise ValueError(f"unknown settings {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
-    rows = [row for table in tables for row in table.rows]
+    rows = [
+        row
+        for table in tables
+        for setting in checked_settings(settings) or table.settings
+        for row in planned_rows(table, setting, experiments)
+    ]
     if unknown := [name for name in only if not any(name in (row.title, row.system.name) for row in rows)]:
         known = dict.fromkeys(name for row in rows for name in (row.system.name, row.title))
         raise ValueError(f"no rows {', '.join(unknown)}; choose systems or titles from {' | '.join(known)}")
-    return [
-        replace(row, setting=setting)
-        for table in tables
-        for setting in settings or table.settings
-        for row in table.rows
-        if not only or row.title in only or row.system.name in only
-    ]
+    return [row for row in rows if not only or row.title in only or row.system.name in only]
 
 
-def check_evaluated(rows: Sequence[Row]) -> None:
+def check_evaluated(rows: Sequence[PlannedRow]) -> None:
     """Refuses rows that evaluate what `tagi evaluate` does not know.
 
     Raises:
@@ -81,11 +83,6 @@ def row_names(value: Sequence[str] | str | None, tables: Sequence[Table]) -> lis
         found.append(", ".join(pieces[:count]))
         pieces = pieces[count:]
     return found
-
-
-def words(value: Sequence[str] | str | None) -> list[str]:
-    """Returns a list that may be written with commas."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value or ())
 
 
 def common_budget(tables: Sequence[Table]) -> dict[str, int]:
@@ -128,12 +125,13 @@ def tell_failures(outcome: Outcome, jobs: Sequence[Job]) -> None:
         print(f"interrupted: {job.name}\n  log: {job.log}", flush=True)
 
 
-def report(tables: Sequence[str], grid: Grid, seeds: Sequence[int], output: Path) -> int:
+def report(tables: Sequence[str], settings: Sequence[str], grid: Grid, seeds: Sequence[int], output: Path) -> int:
     """Calls `tagi report` for each table; returns the worst exit code."""
     folders, worst = ",".join(str(grid.shared(seed)) for seed in seeds), 0
     for name in tables:
         options = ["--runs", folders, "--table", name, "--output", str(output / name)]
         options += ["--taskset", grid.taskset, "--experiments", str(grid.experiments)]
+        options += ["--settings", ",".join(settings)] if settings else []
         command = [sys.executable, "-m", "tagi_lightning.cli", "report", *options]
         worst = max(worst, subprocess.run(command, check=False).returncode)
     return worst
@@ -187,7 +185,7 @@ def reproduce(
     check_choices(folder, taskset, size, trainer)
     numbers = seed_numbers(seeds)
     names = list(table_names(taskset, folder)) if table == "all" else words(table)
-    tables = [load_table(name, taskset, folder) for name in names]
+    tables = [read_table(name, folder, taskset) for name in names]
     grid = Grid(
         taskset=taskset,
         size=size,
@@ -201,7 +199,7 @@ def reproduce(
         allow_missing=allow_missing,
         budget=budget if budget is not None else common_budget(tables),
     )
-    chosen = rows_of(tables, words(settings), row_names(rows, tables))
+    chosen = rows_of(tables, words(settings), row_names(rows, tables), folder)
     check_evaluated(chosen)
     planned = plan(grid, chosen, numbers)
     check_steps(planned)
@@ -217,7 +215,7 @@ def reproduce(
     if outcome.interrupted is not None:
         print("interrupted; the same command goes on", flush=True)
         return 128 + outcome.interrupted
-    code = report(names, grid, numbers, Path(output or f"{runs}/reports/{taskset}-{size}"))
+    code = report(names, words(settings), grid, numbers, Path(output or f"{runs}/reports/{taskset}-{size}"))
     return 1 if outcome.failed or code else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -16,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.files import replace_text
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits, flatten, is_execution
-from tagi_lightning.storage.durable import replace_text
 
 RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
 RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict, "init_from": str | None}
@@ -131,12 +130,6 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {"python": platform.python_version(), "versions": versions, "cpus": os.cpu_count(), **git_state()}
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

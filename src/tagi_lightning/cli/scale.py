@@ -14,15 +14,15 @@ DOCUMENT = """\
 What each stage needs. Made by `tagi scale --markdown true > docs/scale.md`; for another size, number of GPUs or storage
 ask `tagi scale --size xl --devices 4 --strategy ddp --quantization int8`.
 
-Nothing here was run on a GPU. Parameters and operations are counted, and memory is added up, on tensors without storage
-that go through the stages' own step: exact by shape, blind to the allocator. Batches and ranks are those of
-`experiments/`, lengths are means of Super-NaturalInstructions' test tasks (instruction {instruction}, input 109, output
-14 tokens; `pretrain` reads 1024 tokens of text, `pretrain-backbone` 512). The longest batch of a run needs more: allow
-for several times the activations of `teachers` and `distill`, whose inputs reach 1024 tokens. Unless a table says
-otherwise, frozen weights are stored in bfloat16 (`--backbone.dtype=bfloat16`), the trainer runs bf16-mixed, trained
-weights, their gradients and the optimizer's state are float32, and the bank holds {teachers} teachers. GiB throughout.
-A step is one of the optimizer; its time is operations over {tflops:.0f} TFLOP/s a GPU, about 40 % of an A100's peak,
-with nothing for communication.
+Nothing here was run on a GPU. Parameters and operations are counted, and memory is added up, on tensors without
+storage that go through each stage's own models, the losses in their plain form: exact by shape, blind to the
+allocator. Batches and ranks are those of `experiments/`, lengths are means of Super-NaturalInstructions' test tasks
+(instruction {instruction}, input 109, output 14 tokens; `pretrain` reads 1024 tokens of text, `pretrain-backbone`
+512). The longest batch of a run needs more: allow for several times the activations of `teachers` and `distill`,
+whose inputs reach 1024 tokens. Unless a table says otherwise, frozen weights are stored in bfloat16
+(`--backbone.dtype=bfloat16`), the trainer runs bf16-mixed, trained weights, their gradients and the optimizer's state
+are float32, and the bank holds {teachers} teachers. GiB throughout. A step is one of the optimizer; its time is
+operations over {tflops:.0f} TFLOP/s a GPU, about 40 % of an A100's peak, with nothing for communication.
 
 - **One GPU of 40 GB takes T5-XL** through every stage that starts from the pretrained model. 8-bit frozen weights with
   gradient checkpointing (`--backbone.quantization=int8 --backbone.gradient_checkpointing=true`) bring it to about 20.
@@ -53,7 +53,7 @@ GiB a GPU, without / with gradient checkpointing.
 
 T5-XL on one GPU, GiB without / with gradient checkpointing.
 
-{forms}
+{stored}
 
 ## Every size, one GPU
 
@@ -97,33 +97,34 @@ def scale(
         experiments: Folder of the experiment files, whose batches and ranks are taken.
         markdown: Print the whole of docs/scale.md, with all sizes and what is measured here; takes minutes.
     """
-    from tagi_lightning.bench.shapes import INSTRUCTIONS
-    from tagi_lightning.costs.scale_report import devices_table, forms_table, measured_table, stage_table, workloads
-    from tagi_lightning.costs.stage_step import Form
+    from tagi_lightning.costs.lengths import INSTRUCTIONS
+    from tagi_lightning.costs.scale_report import devices_table, measured_table, stage_table, storage_table, workloads
+    from tagi_lightning.costs.stage_step import Execution
 
     if devices < 1 or teachers < 1 or tflops <= 0:
         raise ValueError(f"devices, teachers and tflops must be positive, got {devices}, {teachers} and {tflops}")
     folder = Path(experiments)
-    form = Form(dtype, quantization, mixed=precision == "bf16-mixed", teachers=teachers)
+    execution = Execution(dtype, quantization, mixed=precision == "bf16-mixed", teachers=teachers)
     works = workloads(folder, size, setting)
     if not markdown:
         stored = f"frozen weights in {quantization or dtype}, {precision}, {teachers} teachers"
         print(f"T5 {size} on {devices} GPU(s), {strategy}: {stored}; GiB a GPU")
-        print(stage_table(works, size, form, strategy, devices, tflops))
+        print(stage_table(works, size, execution, strategy, devices, tflops))
         return
     tables = []
     for name in ("tiny", "small", "base", "large", "xxl"):
         print(f"scale: {name}", file=sys.stderr, flush=True)
-        tables.append(f"### {name}\n\n{stage_table(workloads(folder, name, setting), name, Form(), 'ddp', 1, tflops)}")
+        table = stage_table(workloads(folder, name, setting), name, Execution(), "ddp", 1, tflops)
+        tables.append(f"### {name}\n\n{table}")
     works = workloads(folder, "xl", setting)
     print(
         DOCUMENT.format(
             instruction=INSTRUCTIONS[setting],
-            teachers=Form().teachers,
+            teachers=Execution().teachers,
             tflops=tflops,
-            xl=stage_table(works, "xl", Form(), "ddp", 1, tflops),
-            devices=devices_table(works, "xl", Form(), (1, 4, 8)),
-            forms=forms_table(works, "xl", ("teachers", "pretrain", "distill")),
+            xl=stage_table(works, "xl", Execution(), "ddp", 1, tflops),
+            devices=devices_table(works, "xl", Execution(), (1, 4, 8)),
+            stored=storage_table(works, "xl", ("teachers", "pretrain", "distill")),
             sizes="\n\n".join(tables),
             measured=measured_table(folder, ("tiny", "small"), setting),
         ),

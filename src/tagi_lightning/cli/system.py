@@ -1,7 +1,8 @@
-"""`tagi fit --system FILE`: the part of a system that belongs to the stage, as one more configuration."""
+"""`tagi fit --system NAME|FILE`: the part of a system that belongs to the stage, as one more configuration."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import yaml
 
 from tagi_lightning import stages
+from tagi_lightning.cli.experiment_files import configurations_folder
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.reproduce.systems import load_system
 from tagi_lightning.stages import Stage
 
 
 def expand_system(args: Sequence[str]) -> list[str]:
-    """Replaces `--system FILE` by `--config` with what the system changes of the stage.
+    """Replaces `--system NAME` or `--system FILE` by `--config` with what the system changes of the stage.
 
     It comes after the configurations and before the first override, an option with a dotted name; what follows wins.
 
@@ -25,7 +27,7 @@ def expand_system(args: Sequence[str]) -> list[str]:
     rest, systems = take_option(args, "--system")
     if not systems:
         return rest
-    system, stage = load_system(Path(systems[-1])), configured_stage(take_option(args, "--config")[1])
+    system, stage = load_system(system_file(systems[-1])), configured_stage(take_option(args, "--config")[1])
     if system.logits_teacher and stage == "distill" and not any("logits_teacher" in arg for arg in rest):
         raise ValueError(
             f"the logits teacher of {system.name} is the model of {system.logits_teacher}; train that first and give "
@@ -37,6 +39,12 @@ def expand_system(args: Sequence[str]) -> list[str]:
     after = last + (2 if rest[last] == "--config" else 1)
     part = yaml.safe_dump(system.part(stage), sort_keys=False)
     return [*rest[:after], "--config", part, *rest[after:]]
+
+
+def system_file(named: str) -> Path:
+    """Returns a system's file: the one that is named, or the experiment file of that name."""
+    is_name = Path(named).name == named and not named.endswith(".yaml") and not os.path.isfile(named)
+    return configurations_folder() / "systems" / f"{named}.yaml" if is_name else Path(named)
 
 
 def take_option(args: Sequence[str], option: str) -> tuple[list[str], list[str]]:
@@ -72,5 +80,7 @@ def configured_stage(configs: Sequence[str]) -> str:
         if isinstance(model, dict) and "class_path" in model:
             found = str(model["class_path"]).rpartition(".")[2]
     if found not in known:
-        raise ValueError("--system needs the stage's configuration: --config experiments/stages/<stage>.yaml")
+        raise ValueError(
+            "--system needs the stage's configuration: --config experiments/stages/<stage>.yaml, or --stage <stage>"
+        )
     return known[found].stage_name

@@ -51,14 +51,13 @@ def ui(
     check_range({"--max_new_tokens": max_new_tokens}, least=1)
     known = known_tasks(Path(tasks), count) if tasks is not None else []
 
-    import transformers
-
+    from tagi_lightning.cli.quiet import without_loading_bars
     from tagi_lightning.inference.instructed import InstructedModel
     from tagi_lightning.ui.serving import is_loopback, serve
     from tagi_lightning.ui.workbench import Limits, Workbench
 
     limits = Limits(max_instruction_tokens, max_input_characters, max_inputs, max_waiting)
-    transformers.utils.logging.disable_progress_bar()
+    without_loading_bars()
     loaded = InstructedModel.load(model, backbone, device=device)
     generation = loaded.decoding(max_new_tokens=max_new_tokens, stop_at_newline=stop_at_newline)
     bench = Workbench(loaded, known, limits, generation)
@@ -77,12 +76,12 @@ def known_tasks(path: Path, count: int | None) -> list[Instruction]:
     """
     from tagi_lightning.cli.inspect import read_tasks
     from tagi_lightning.data.instruction import Instruction, read_instructions
-    from tagi_lightning.inspection.tasks import spread
+    from tagi_lightning.inspection.tasks import evenly_spaced
 
     if path.is_file():
-        return spread(read_instructions(path), count)
+        return evenly_spaced(read_instructions(path), count)
     tasks = [task for some in read_tasks(path, ["train", "test"], 1).values() for task in some]
-    return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in spread(tasks, count)]
+    return [Instruction(task.definitions[0], task.demonstrations, task.name) for task in evenly_spaced(tasks, count)]
 
 
 main = options_of(ui)

@@ -74,7 +74,7 @@ class AdapterShape:
 
 
 @dataclass(frozen=True)
-class System:
+class PromptingCost:
     """One way to give the model its task.
 
     Attributes:
@@ -89,7 +89,7 @@ class System:
         """Returns the operations of a task with `inputs` inputs."""
         return self.once + inputs * self.each
 
-    def pays_after(self, other: System) -> float:
+    def pays_after(self, other: PromptingCost) -> float:
         """Returns the number of inputs from which this costs less than `other`: 0 at once, infinity never."""
         more, saved = self.once - other.once, other.each - self.each
         if more <= 0 and saved >= 0:
@@ -115,7 +115,7 @@ class PrefixCosts:
     input: int
     output: int
 
-    def systems(self) -> dict[str, System]:
+    def systems(self) -> dict[str, PromptingCost]:
         """Returns operations by system; LoRA is merged where the name does not say otherwise."""
         model, adapter = self.model, self.adapter
         own, answer = self.input + self.output, self.output * self.model.output_flops
@@ -123,12 +123,12 @@ class PrefixCosts:
         bare, seeing = model.flops(own) + answer, model.flops(own, self.instruction) + answer
         generated = read + adapter.generate_flops
         return {
-            "none": System(0, bare),
-            "concatenated": System(0, model.flops(self.instruction + own) + answer),
-            "cached": System(read, seeing),
-            "lora": System(generated + adapter.merge_flops, bare),
-            "lora_unmerged": System(generated, bare + own * adapter.token_flops),
-            "prefix": System(generated + adapter.merge_flops, seeing),
+            "none": PromptingCost(0, bare),
+            "concatenated": PromptingCost(0, model.flops(self.instruction + own) + answer),
+            "cached": PromptingCost(read, seeing),
+            "lora": PromptingCost(generated + adapter.merge_flops, bare),
+            "lora_unmerged": PromptingCost(generated, bare + own * adapter.token_flops),
+            "prefix": PromptingCost(generated + adapter.merge_flops, seeing),
         }
 
     def held(self, tasks: int, examples: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tagi_lightning.costs.flops import count_flops, eager_attention
-from tagi_lightning.costs.stage_step import Form, StageStep, Workload
+from tagi_lightning.costs.stage_step import Execution, StageStep, Workload
 
 Strategy = Literal["ddp", "fsdp", "deepspeed_stage_2"]
 """How several devices share a model; the names are those of Lightning's strategies."""
@@ -113,40 +113,40 @@ def optimizer_bytes(parameters: Sequence[nn.Parameter], optimizer: str) -> int:
 
 
 @cache
-def estimate(stage: str, size: str, work: Workload, form: Form) -> Cost:
+def estimate(stage: str, size: str, work: Workload, execution: Execution) -> Cost:
     """Tells the cost of one batch of `stage` on one device from shapes, with nothing computed.
 
     Args:
         stage: One of `STAGES`.
         size: A built-in size.
         work: What the device reads of a batch.
-        form: How the stage runs.
+        execution: How the stage runs.
     """
     with FakeTensorMode():
-        step = StageStep(stage, size, work, form)
+        step = StageStep(stage, size, work, execution)
         with torch.set_grad_enabled(stage != "evaluate"):
             with saved_bytes(step) as saved:
                 loss = step()
-            activations = saved() + _recomputed_bytes(stage, size, work, form, saved())
+            activations = saved() + _recomputed_bytes(stage, size, work, execution, saved())
             del loss
             with eager_attention(step.backbone.model):
                 flops = count_flops(lambda: _run(step))
         return _cost(step, step.cache_bytes() if stage == "evaluate" else activations, flops)
 
 
-def _recomputed_bytes(stage: str, size: str, work: Workload, form: Form, kept: int) -> int:
+def _recomputed_bytes(stage: str, size: str, work: Workload, execution: Execution, kept: int) -> int:
     """Returns what one block of each stack keeps once it is computed again: its share of what checkpointing leaves out.
 
     Args:
         stage: The stage.
         size: A built-in size.
         work: What it reads.
-        form: How it runs.
+        execution: How it runs.
         kept: What the checkpointed step keeps.
     """
-    if not form.gradient_checkpointing or stage == "evaluate":
+    if not execution.gradient_checkpointing or stage == "evaluate":
         return 0
-    plain = StageStep(stage, size, work, replace(form, gradient_checkpointing=False))
+    plain = StageStep(stage, size, work, replace(execution, gradient_checkpointing=False))
     with saved_bytes(plain) as saved:
         plain()
     return max(0, saved() - kept) // int(plain.backbone.model.config.num_layers)
@@ -158,14 +158,14 @@ def _run(step: StageStep) -> None:
         result.backward()
 
 
-def measure(stage: str, size: str, work: Workload, form: Form) -> Cost:
+def measure(stage: str, size: str, work: Workload, execution: Execution) -> Cost:
     """Measures the cost of one batch of `stage` on this CPU, on real tensors; its time, on the second batch.
 
     Memory is told by the process's peak, which never falls: only the first call in a process tells it right, and only
     on Linux.
     """
     before = _peak_memory()
-    step = StageStep(stage, size, work, form)
+    step = StageStep(stage, size, work, execution)
     with torch.set_grad_enabled(stage != "evaluate"):
         with saved_bytes(step) as saved:
             _run(step)

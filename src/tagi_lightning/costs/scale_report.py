@@ -12,16 +12,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tagi_lightning.backbones import SIZES
-from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
+from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, Cost, Strategy, estimate, measure, memory
-from tagi_lightning.costs.stage_step import STAGES, Form, Workload
+from tagi_lightning.costs.stage_step import STAGES, Execution, Workload
+from tagi_lightning.markdown import aligned_table
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "deepspeed_stage_2")
 
 TEXT_LENGTH, EVAL_BATCH = 512, 32
 """Tokens of a sequence in `pretrain-backbone`, and examples in a batch of `evaluate`: the data modules' defaults."""
-
-Row = Sequence[str]
 
 
 def workloads(experiments: Path, size: str, setting: str) -> dict[str, Workload]:
@@ -74,34 +73,30 @@ def gib(count: float) -> str:
     return f"{count / GIB:.2f}" if count < 10 * GIB else f"{count / GIB:.0f}"
 
 
-def markdown(header: Row, rows: Sequence[Row]) -> str:
-    """Returns a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def device_cost(stage: str, size: str, work: Workload, form: Form, strategy: Strategy, devices: int) -> Cost:
+def device_cost(stage: str, size: str, work: Workload, execution: Execution, strategy: Strategy, devices: int) -> Cost:
     """Returns what one of several devices needs; `work` is of all of them.
 
     Raises:
         ValueError: If fsdp is to shard an 8-bit backbone.
     """
     if strategy == "fsdp" and devices > 1:
-        if form.quantization:
+        if execution.quantization:
             raise ValueError("fsdp shards weights of one type and takes no 8-bit backbone; leave --quantization null")
         # it stores float32, and gathers what a pass reads in the type of the pass
-        form = replace(form, dtype="bfloat16" if form.mixed else "float32")
-    return estimate(stage, size, work.share(devices), form)
+        execution = replace(execution, dtype="bfloat16" if execution.mixed else "float32")
+    return estimate(stage, size, work.share(devices), execution)
 
 
-def needed(stage: str, size: str, work: Workload, form: Form, strategy: Strategy = "ddp", devices: int = 1) -> str:
+def needed(
+    stage: str, size: str, work: Workload, execution: Execution, strategy: Strategy = "ddp", devices: int = 1
+) -> str:
     """Returns the GiB that each device needs for a stage."""
-    return gib(memory(device_cost(stage, size, work, form, strategy, devices), strategy, devices).total)
+    return gib(memory(device_cost(stage, size, work, execution, strategy, devices), strategy, devices).total)
 
 
-def step_flops(stage: str, size: str, work: Workload, form: Form) -> float:
+def step_flops(stage: str, size: str, work: Workload, execution: Execution) -> float:
     """Returns the operations of one step of the optimizer over all devices."""
-    return float(estimate(stage, size, work, form).flops * work.accumulate)
+    return float(estimate(stage, size, work, execution).flops * work.accumulate)
 
 
 STAGE_HEADER = (
@@ -111,56 +106,56 @@ STAGE_HEADER = (
 
 
 def stage_table(
-    works: dict[str, Workload], size: str, form: Form, strategy: Strategy, devices: int, tflops: float
+    works: dict[str, Workload], size: str, execution: Execution, strategy: Strategy, devices: int, tflops: float
 ) -> str:
     """Returns a table with one row a stage: parameters, operations of a step, GiB of each device, seconds of a step.
 
     Args:
         works: What each stage reads in a batch over all devices.
         size: A built-in size.
-        form: How the stages run.
+        execution: How the stages run.
         strategy: How devices share.
         devices: Number of devices.
         tflops: Operations a device does in a second, in 10^12, as sustained; communication is left out.
     """
     rows = []
     for stage, work in works.items():
-        cost = device_cost(stage, size, work, form, strategy, devices)
+        cost = device_cost(stage, size, work, execution, strategy, devices)
         used = memory(cost, strategy, devices)
         parts = (used.weights, used.gathered, used.gradients, used.optimizer, used.activations, used.total)
-        flops = step_flops(stage, size, work, form) / 1e12
+        flops = step_flops(stage, size, work, execution) / 1e12
         seconds = cost.accumulate * cost.flops / (tflops * 1e12)
-        recomputed = needed(stage, size, work, replace(form, gradient_checkpointing=True), strategy, devices)
+        recomputed = needed(stage, size, work, replace(execution, gradient_checkpointing=True), strategy, devices)
         counts = (f"{cost.trained / 1e6:.1f}", f"{cost.frozen / 1e6:.0f}", f"{flops:.3g}")
         rows.append((stage, *counts, *(gib(part) for part in parts), recomputed, f"{seconds:.2g}"))
-    return markdown(STAGE_HEADER, rows)
+    return aligned_table([STAGE_HEADER, *rows])
 
 
-def devices_table(works: dict[str, Workload], size: str, form: Form, devices: Sequence[int]) -> str:
+def devices_table(works: dict[str, Workload], size: str, execution: Execution, devices: Sequence[int]) -> str:
     """Returns a table of the GiB a device needs by strategy and number of devices, without / with checkpointing."""
     plans = [(strategy, count) for count in devices for strategy in STRATEGIES if count > 1 or strategy == "ddp"]
     header = ["stage", *("1 GPU" if count == 1 else f"{count} x {strategy}" for strategy, count in plans)]
-    forms = [replace(form, gradient_checkpointing=checkpointed) for checkpointed in (False, True)]
+    both = [replace(execution, gradient_checkpointing=checkpointed) for checkpointed in (False, True)]
     rows = [
-        [stage, *(" / ".join(needed(stage, size, work, each, *plan) for each in forms) for plan in plans)]
+        [stage, *(" / ".join(needed(stage, size, work, each, *plan) for each in both) for plan in plans)]
         for stage, work in works.items()
     ]
-    return markdown(header, rows)
+    return aligned_table([header, *rows])
 
 
-def forms_table(works: dict[str, Workload], size: str, stages: Sequence[str]) -> str:
+def storage_table(works: dict[str, Workload], size: str, stages: Sequence[str]) -> str:
     """Returns a table of the GiB that one device needs by how frozen weights are stored and activations are kept."""
-    stored: dict[str, Form] = {
-        "float32, 32-true": Form("float32", mixed=False),
-        "float32, bf16-mixed": Form("float32"),
-        "bfloat16, bf16-mixed": Form(),
-        "int8, bf16-mixed": Form(quantization="int8"),
+    stored: dict[str, Execution] = {
+        "float32, 32-true": Execution("float32", mixed=False),
+        "float32, bf16-mixed": Execution("float32"),
+        "bfloat16, bf16-mixed": Execution(),
+        "int8, bf16-mixed": Execution(quantization="int8"),
     }
     rows = []
-    for name, form in stored.items():
-        both = [replace(form, gradient_checkpointing=checkpointed) for checkpointed in (False, True)]
+    for name, execution in stored.items():
+        both = [replace(execution, gradient_checkpointing=checkpointed) for checkpointed in (False, True)]
         rows.append([name, *(" / ".join(needed(stage, size, works[stage], each) for each in both) for stage in stages)])
-    return markdown(["frozen weights", *stages], rows)
+    return aligned_table([["frozen weights", *stages], *rows])
 
 
 def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str:
@@ -168,12 +163,12 @@ def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str
 
     Each stage runs in a process of its own, whose peak memory is compared with the sum but for the optimizer's state.
     """
-    form, rows = Form("float32", mixed=False), []
+    execution, rows = Execution("float32", mixed=False), []
     for size in sizes:
         for stage, work in workloads(experiments, size, setting).items():
-            told = estimate(stage, size, work, form)
+            told = estimate(stage, size, work, execution)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                found = process.submit(measure, stage, size, work, form).result()
+                found = process.submit(measure, stage, size, work, execution).result()
             used = memory(told, "ddp", 1)
             expected = used.total - used.optimizer
             kept = [gib(cost.activation_bytes) for cost in (told, found)]
@@ -184,4 +179,4 @@ def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str
         "size", "stage", "kept, told", "kept, measured", "sum, told", "peak, measured", "told / measured",
         "s a batch", "GFLOP/s",
     )  # fmt: skip
-    return markdown(header, rows)
+    return aligned_table([header, *rows])

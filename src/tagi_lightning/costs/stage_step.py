@@ -57,7 +57,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Form:
+class Execution:
     """How a stage runs.
 
     Attributes:
@@ -87,7 +87,7 @@ class _Runs(TaskAdapter):
 class StageStep(nn.Module):
     """The modules of one stage and its step over a workload."""
 
-    def __init__(self, stage: str, size: str, work: Workload, form: Form) -> None:
+    def __init__(self, stage: str, size: str, work: Workload, execution: Execution) -> None:
         """Builds `stage` at a built-in `size`, with random weights.
 
         Raises:
@@ -96,21 +96,21 @@ class StageStep(nn.Module):
         super().__init__()
         if stage not in STAGES:
             raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
-        self.stage, self.work, self.form = stage, work, form
+        self.stage, self.work, self.execution = stage, work, execution
         if stage == "pretrain-backbone":
-            self.backbone = build_backbone(t5_config(size, form.vocabulary), size)
+            self.backbone = build_backbone(t5_config(size, execution.vocabulary), size)
         else:
-            with _default_dtype(getattr(torch, form.dtype)):  # tensors without storage cannot change theirs later
-                self.backbone = build_backbone(t5_config(size, form.vocabulary), size)
+            with _default_dtype(getattr(torch, execution.dtype)):  # tensors without storage cannot change theirs later
+                self.backbone = build_backbone(t5_config(size, execution.vocabulary), size)
             self.backbone.freeze()
-            if form.quantization:
+            if execution.quantization:
                 quantize_linears(self.backbone.model)
-        set_execution(self.backbone, BackboneConfig(size, gradient_checkpointing=form.gradient_checkpointing))
+        set_execution(self.backbone, BackboneConfig(size, gradient_checkpointing=execution.gradient_checkpointing))
         lora = LoraConfig(work.rank)
         self.model = None if stage in STAGES[:2] else TagiModel(self.backbone, TagiConfig(lora))
         self.bank = None
         if stage in ("teachers", "align", "distill"):
-            self.bank = LoraBank(self.backbone.sites(lora), lora, map(str, range(form.teachers)))
+            self.bank = LoraBank(self.backbone.sites(lora), lora, map(str, range(execution.teachers)))
             self.bank.requires_grad_(stage == "teachers")
         if stage == "align":
             assert self.model is not None
@@ -122,7 +122,7 @@ class StageStep(nn.Module):
     def forward(self) -> Tensor:
         """Returns the loss of one batch; of `evaluate` the logits over the references."""
         work = self.work
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.form.mixed):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.execution.mixed):
             if self.model is None:
                 taught = _Runs(self._taught() if self.bank is not None else None)
                 return self._loss(self._logits(work.instruction + work.input, taught))
@@ -147,7 +147,10 @@ class StageStep(nn.Module):
         return logits
 
     def _loss(self, logits: Tensor, teacher: Tensor | None = None) -> Tensor:
-        """Returns cross entropy, plus KL(teacher || student) where a teacher is given, over targets without padding."""
+        """Returns cross entropy, plus KL(teacher || student) where a teacher is given, over targets without padding.
+
+        Not by `losses`, which looks at the labels for padding: a tensor without storage has nothing to look at.
+        """
         log_q = logits.float().flatten(0, 1).log_softmax(-1)
         loss = F.nll_loss(log_q, torch.zeros(len(log_q), dtype=torch.long))
         if teacher is not None:
@@ -159,8 +162,8 @@ class StageStep(nn.Module):
         """Returns the adapters of the batch's tasks, one teacher each where there are enough."""
         assert self.bank is not None
         # a bank asked for all its adapters in order looks at the numbers, which have no storage here
-        whole = self.work.tasks == self.form.teachers
-        weights: LoraWeights = self.bank(None if whole else torch.arange(self.work.tasks) % self.form.teachers)
+        whole = self.work.tasks == self.execution.teachers
+        weights: LoraWeights = self.bank(None if whole else torch.arange(self.work.tasks) % self.execution.teachers)
         return weights
 
     def _alignment(self, adapter: TaskAdapter) -> Tensor:
@@ -180,7 +183,7 @@ class StageStep(nn.Module):
         fusion = config.num_layers * work.tasks * work.instruction * (4 if self.model is not None else 0)
         per_token = 2 * config.num_heads * config.d_kv
         # the fusion's weights, and with them its keys, are float32
-        return per_token * (config.num_layers * tokens * (2 if self.form.dtype == "bfloat16" else 4) + fusion)
+        return per_token * (config.num_layers * tokens * (2 if self.execution.dtype == "bfloat16" else 4) + fusion)
 
 
 @contextmanager

@@ -56,10 +56,9 @@ class Tokens(_TensorFields):
             raise ValueError(f"Tokens needs ids and mask of one shape [N, L], got {shapes}")
 
     @classmethod
-    def pad(cls, rows: Sequence[Sequence[int]], pad_id: int, multiple_of: int = 1) -> Tokens:
-        """Right-pads `rows` of token ids to their longest, rounded up to `multiple_of`."""
-        length = max((len(row) for row in rows), default=0)
-        length = max(multiple_of, -(-length // multiple_of) * multiple_of)
+    def pad(cls, rows: Sequence[Sequence[int]], pad_id: int) -> Tokens:
+        """Right-pads `rows` of token ids to their longest, one token at least."""
+        length = max([1, *map(len, rows)])
         ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
         mask = torch.zeros((len(rows), length), dtype=torch.long)
         for index, row in enumerate(rows):

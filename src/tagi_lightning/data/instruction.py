@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -69,6 +69,33 @@ class Instruction:
         shown = [[each.input, each.output] for each in self.demonstrations]
         digest = hashlib.sha256(json.dumps([self.name, self.text, shown]).encode()).hexdigest()[:12]
         return f"{slug or 'instruction'}-{digest}"
+
+
+def instruction_row(instruction: Instruction) -> dict[str, Any]:
+    """Returns an instruction as a line of a file that `tagi adapt --file` takes, with its adapter's name."""
+    return {
+        "name": instruction.folder_name,
+        "task": instruction.name,
+        "instruction": instruction.text,
+        "demonstrations": [asdict(each) for each in instruction.demonstrations],
+    }
+
+
+def instruction_of_row(row: Any) -> Instruction:
+    """Returns the instruction that `instruction_row` wrote.
+
+    Raises:
+        ValueError: If the row holds none, or another one than its name was made of.
+    """
+    try:
+        shown = tuple(Demonstration(each["input"], each["output"]) for each in row["demonstrations"])
+        found = Instruction(row["instruction"], shown, row["task"])
+        same = found.folder_name == row["name"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(shortened(repr(error))) from error
+    if not same:
+        raise ValueError(f"{shortened(repr(row['name']))} is the name of another instruction")
+    return found
 
 
 def _demonstration(given: object) -> Demonstration:

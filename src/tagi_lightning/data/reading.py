@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.cache_folder import is_whole
+from tagi_lightning.data.files import file_digest, replace_text
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.prompts import Form, PromptForm
 from tagi_lightning.data.report import DataReport
@@ -37,7 +37,7 @@ def read_key(files: Sequence[Path], *settings: object) -> str:
     code = [path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".yaml")]
     paths = [*sorted(files), *sorted(code)]
     with ThreadPoolExecutor() as pool:
-        contents = list(pool.map(_digest, paths))
+        contents = list(pool.map(file_digest, paths))
     found = [[str(path) for path in paths], contents, settings]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -74,7 +74,7 @@ def load_or_read(
             split: make_cache(tasks, tokenizer, cache_dir, form).name for split, tasks in by_split(read(own)).items()
         }
         found = {"caches": caches, "notes": own.notes}
-        _write(note, json.dumps({**found, "sha256": _note_digest(found)}))
+        replace_text(note, json.dumps({**found, "sha256": _note_digest(found)}), shared=True)
     for kind, places in found["notes"].items():
         report.notes[kind] += places
     return {split: open_cache(cache_dir / name) for split, name in found["caches"].items()}
@@ -106,17 +106,3 @@ def by_split(splits: TaskSplits) -> dict[SplitName, Sequence[Task]]:
         "test": splits.test,
     }
     return {name: tasks for name, tasks in named.items() if tasks}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that no half-written one is ever found."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="writing-") as folder:
-        new = Path(folder) / path.name
-        new.write_text(text, encoding="utf-8")
-        new.replace(path)

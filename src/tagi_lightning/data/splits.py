@@ -156,6 +156,8 @@ def arrange(
 def demonstrations_as_instances(task: Task) -> Task:
     """Returns the task with its demonstrations, complete prompts in P3, as its instances, to be trained on.
 
+    None are left to be shown: a prompt with them would hold the answer that it asks for.
+
     Raises:
         DataError: If it has none.
     """
@@ -166,7 +168,7 @@ def demonstrations_as_instances(task: Task) -> Task:
         Instance(f"{task.name}/shot/{place}", each.input, (each.output,), prompt=each.input if complete else "")
         for place, each in enumerate(task.demonstrations)
     )
-    return replace(task, instances=shots)
+    return replace(task, instances=shots, demonstrations=())
 
 
 def exchange_instructions(tasks: Sequence[Task], seed: int) -> list[Task]:

@@ -216,10 +216,10 @@ def write_synthetic(folder: Path, config: SyntheticConfig) -> None:
         FileExistsError: If `folder` holds anything else.
     """
     record = json.dumps({"version": GENERATOR_VERSION, "config": asdict(config)}, indent=1)
-    write_once(folder, record, lambda new: _write_all(new, config, record))
+    write_generated(folder, record, lambda new: _write_all(new, config, record))
 
 
-def write_once(folder: Path, record: str, write: Callable[[Path], None]) -> None:
+def write_generated(folder: Path, record: str, write: Callable[[Path], None]) -> None:
     """Writes a folder, whole or not at all, unless it is there with the same record.
 
     Args:

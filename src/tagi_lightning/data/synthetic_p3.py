@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from tagi_lightning.data.ranges import check_range
-from tagi_lightning.data.synthetic import RECORD, VOCABULARY_SIZE, write_lines, write_once
+from tagi_lightning.data.synthetic import RECORD, VOCABULARY_SIZE, write_generated, write_lines
 from tagi_lightning.data.synthetic_operations import OPERATIONS, SUBJECTS
 from tagi_lightning.data.vocabulary import train_vocabulary
 
@@ -127,7 +127,7 @@ def write_synthetic_p3(folder: Path, config: SyntheticP3Config) -> None:
         FileExistsError: If `folder` holds anything else.
     """
     record = json.dumps({"version": GENERATOR_VERSION, "kind": "p3", "config": asdict(config)}, indent=1)
-    write_once(folder, record, lambda new: _write_all(new, config, record))
+    write_generated(folder, record, lambda new: _write_all(new, config, record))
 
 
 def _write_all(folder: Path, config: SyntheticP3Config, record: str) -> None:

@@ -4,6 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Setting = Literal["def", "def+2pos"]
+"""What an instruction shows: the definition, or also two demonstrations."""
+SETTINGS: tuple[Setting, ...] = get_args(Setting)
+DEMONSTRATIONS: dict[Setting, int] = {"def": 0, "def+2pos": 2}
+"""Demonstrations that an instruction shows in each setting."""
+
+
+def checked_settings(settings: Sequence[str]) -> tuple[str, ...]:
+    """Returns settings that there are.
+
+    Raises:
+        ValueError: If one is unknown; the message lists those that are allowed.
+    """
+    if unknown := [setting for setting in settings if setting not in SETTINGS]:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; choose from {', '.join(SETTINGS)}")
+    return tuple(settings)
 
 
 @dataclass(frozen=True, slots=True)

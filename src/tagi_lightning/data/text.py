@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tagi_lightning.data.cache_folder import write_once
 from tagi_lightning.data.epochs import Batch, EpochSampler, random_generator
+from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.data.report import DataReport
@@ -116,8 +117,7 @@ def cache_key(files: Sequence[Path], tokenizer: PreTrainedTokenizerFast, unit: D
     """Returns the digest a token cache is kept under: the files' contents, the tokenizer and the document unit."""
     digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, unit, tokenizer_definition(tokenizer)]).encode())
     for file in files:
-        with file.open("rb") as content:
-            digest.update(f"{file.suffix} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{file.suffix} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

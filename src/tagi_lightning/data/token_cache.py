@@ -74,7 +74,12 @@ def cache_key(tasks: Sequence[Task], tokenizer: PreTrainedTokenizerFast, form: F
         tokenizer: The tokenizer; its whole definition counts, not where it was loaded from.
         form: The prompt form.
     """
-    digest = hashlib.sha256(json.dumps(cache_settings(tokenizer, form)).encode())
+    return tasks_digest(tasks, *cache_settings(tokenizer, form))
+
+
+def tasks_digest(tasks: Sequence[Task], *settings: object) -> str:
+    """Returns a SHA-256 of every text of the tasks, in their order, and of `settings`."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
     for task in tasks:
         own = [task.name, task.category, task.definitions, [[d.input, d.output] for d in task.demonstrations]]
         rows = [[row.id, row.input, row.references, row.prompt, row.choices, row.gold] for row in task.instances]

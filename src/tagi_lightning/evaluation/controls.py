@@ -1,23 +1,18 @@
-"""What a system puts in the place of a task's adapter: its own, none, another's, a mean, or a teacher's.
-
-A system's source of adapters is one of the functions at the end: from what is computed once, a function that turns
-instructions into adapters, and a batch of T tasks, to the adapters of the T tasks.
-"""
+"""What controls compute once for all tasks: mean adapters, and the most similar training instructions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
 
-from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones.base import Backbone
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.evaluation.mean_adapter import MeanLora, UpdateMean, mean_prefix
@@ -183,19 +178,6 @@ class Controls:
                     found[task] = NearestInstruction(names[place], categories[place], cosine)
             return found
 
-    def facts(self, source: Source) -> dict[str, Any]:
-        """Returns what is worth knowing about what a source computed once, for its metrics; nothing elsewhere."""
-        if source is nearest_taught:
-            return {"nearest": {task: [found.task, round(found.cosine, 4)] for task, found in self.nearest.items()}}
-        mean = None
-        if source is mean_generated:
-            mean = self.mean_generated.lora
-        elif source is mean_taught:
-            mean = self.mean_taught
-        if mean is None:
-            return {}
-        return {"mean_of": mean.adapters, "kept": round(mean.kept, 4), "agreement": round(mean.agreement, 4)}
-
     def _read(self, split: Literal["train", "test"]) -> Iterator[TaskBatch]:
         """Yields the instructions of a split on the model's device, telling now and then how far it is."""
         done, told = 0, time.monotonic()
@@ -205,81 +187,3 @@ class Controls:
             if time.monotonic() - told > PROGRESS_SECONDS:
                 print(f"read the instructions of {done} {split} tasks", flush=True)
                 told = time.monotonic()
-
-
-Adapt = Callable[[Tokens], TaskAdapter]
-Source = Callable[[Controls, Adapt, TaskBatch], TaskAdapter]
-
-
-def nothing(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Leaves the backbone as it is."""
-    return TaskAdapter()
-
-
-def generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns what the batch's instructions give."""
-    return adapt(controls.model.conditions(batch))
-
-
-def lora_alone(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns the LoRA of what the batch's instructions give, which is what PEFT holds of it."""
-    return TaskAdapter(generated(controls, adapt, batch).lora)
-
-
-def other_generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns another task's LoRA with fusion and memory of the right instruction, which isolates the hypernetwork."""
-    wrong = adapt(controls.instructions.wrong(batch.tasks).to(batch.task_index.device))
-    return _in_place(controls.model, batch, wrong.lora, wrong.prefix)
-
-
-def mean_generated(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns the mean LoRA of the training instructions with fusion and memory of the right instruction."""
-    mean = controls.mean_generated
-    lora = _repeat(mean.lora.lora, batch) if mean.lora is not None else None
-    prefix = mean.prefix.map(partial(_expand, batch=batch)) if mean.prefix is not None else None
-    return _in_place(controls.model, batch, lora, prefix)
-
-
-def taught(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns the teachers of the tasks' own categories."""
-    return TaskAdapter(controls.teachers(batch.category))
-
-
-def mean_taught(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns the mean of all teachers."""
-    return TaskAdapter(_repeat(controls.mean_taught.lora, batch))
-
-
-def nearest_taught(controls: Controls, adapt: Adapt, batch: TaskBatch) -> TaskAdapter:
-    """Returns the teacher of the most similar training instruction."""
-    rows = [controls.nearest[task].category for task in batch.tasks]
-    return TaskAdapter(controls.teachers(torch.tensor(rows, device=batch.category.device)))
-
-
-def _in_place(
-    model: TagiModel, batch: TaskBatch, lora: LoraWeights | None, prefix: PrefixWeights | None
-) -> TaskAdapter:
-    """Returns fusion and memory of the batch's instructions under a LoRA and a prefix that are not theirs.
-
-    They are computed anew: keys, values and states that were prepared before hold the instruction's own LoRA.
-    """
-    with torch.no_grad(), model.backbone.lock:
-        return model.backbone.prepare(model.conditioned(model.encode_instructions(batch.instruction), lora, prefix))
-
-
-def _expand(tensor: Tensor, batch: TaskBatch) -> Tensor:
-    """Returns one task's tensor [1, ...] as that of all T tasks of a batch, without copies."""
-    return tensor.to(batch.task_index.device).expand(len(batch.instruction), *tensor.shape[1:])
-
-
-def _repeat(lora: LoraWeights, batch: TaskBatch) -> LoraWeights:
-    a, b = ({site: _expand(factor, batch) for site, factor in part.items()} for part in (lora.a, lora.b))
-    return replace(lora, a=a, b=b)
-
-
-ONCE_FOR_ALL_TASKS: dict[Source, str] = {
-    mean_generated: "the mean of all training instructions' adapters",
-    mean_taught: "the mean of the teachers",
-    nearest_taught: "the search for the most similar training instruction",
-}
-"""What a source computes once for all tasks, which no count of operations and no time includes."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.prefix import PrefixWeights
+from tagi_lightning.updates import inner
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class UpdateMean:
             a, b = factor.float(), lora.scale * lora.b[site].float()
             update = torch.einsum("tor,tri->oi", b, a)
             self._sums[site] = self._sums[site] + update if site in self._sums else update
-            self._squares += float(((b.mT @ b) * (a @ a.mT)).sum())
+            self._squares += float(inner(a, b, a, b).sum())
 
     def truncate(self, rank: int) -> MeanLora:
         """Returns the adapter of `rank` whose updates are nearest to the mean ones; there must have been some."""

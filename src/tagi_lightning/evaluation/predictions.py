@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.files import replace_file
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import DataError, DataReport
 from tagi_lightning.options import fits
@@ -197,15 +197,9 @@ def _is_list(value: Any, types: tuple[type, ...]) -> bool:
 
 
 def _write(path: Path, parts: Iterable[str], overwrite: bool) -> None:
-    """Writes `parts` to a temporary file beside `path`, then renames it to `path`."""
+    """Writes `parts`, whole or not at all."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: remove it, name another file or ask to overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # a lone surrogate, legal in JSON escapes but not in UTF-8, becomes such an escape again
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.writelines(parts)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # a lone surrogate, legal in JSON escapes but not in UTF-8, becomes such an escape again
+    lines = (part.encode(errors="backslashreplace") for part in parts)
+    replace_file(path, lambda stream: stream.writelines(lines), shared=True)

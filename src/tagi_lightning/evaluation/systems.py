@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,11 +17,13 @@ from tagi_lightning.adapter import TaskAdapter
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.caches.adapters import AdapterCache
 from tagi_lightning.costs.flops import count_flops, eager_attention
-from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch, Tokens
+from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.task import Task
-from tagi_lightning.evaluation import controls
-from tagi_lightning.evaluation.controls import Adapt, Controls, Source
+from tagi_lightning.evaluation import sources
+from tagi_lightning.evaluation.controls import Controls
 from tagi_lightning.evaluation.predictions import Prediction
+from tagi_lightning.evaluation.sources import Adapt, AdapterSource
+from tagi_lightning.inference.answers import Answers, answer
 from tagi_lightning.model import TagiModel
 
 
@@ -39,47 +41,37 @@ class SystemSpec:
     """
 
     reads: Literal["input", "prompt", "trained"]
-    adapter: Source
+    adapter: AdapterSource
     data: Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
     title: str
 
     @property
-    def generates(self) -> bool:
-        """Whether the hypernetwork takes part."""
-        return self.adapter in (controls.generated, controls.lora_alone) or self.replaces_adapter
-
-    @property
-    def replaces_adapter(self) -> bool:
-        """Whether fusion and memory are the task's own and LoRA and prefix are not."""
-        return self.adapter in (controls.other_generated, controls.mean_generated)
-
-    @property
-    def uses_teachers(self) -> bool:
-        """Whether teachers take part."""
-        return self.adapter in (controls.taught, controls.mean_taught, controls.nearest_taught)
+    def reads_training_tasks(self) -> bool:
+        """Whether training tasks take part beside the weights."""
+        return self.data == "held_out" or self.adapter.reads_training_tasks
 
 
 SYSTEMS: dict[str, SystemSpec] = {
-    "no_instruction": SystemSpec("input", controls.nothing, "test", "backbone, no instruction"),
+    "no_instruction": SystemSpec("input", sources.NOTHING, "test", "backbone, no instruction"),
     "wrong_instruction": SystemSpec(
-        "trained", controls.generated, "wrong_instruction", "TAGI, another task's instruction"
+        "trained", sources.GENERATED, "wrong_instruction", "TAGI, another task's instruction"
     ),
-    "wrong_adapter": SystemSpec("trained", controls.other_generated, "test", "TAGI, another task's LoRA"),
-    "mean_adapter": SystemSpec("trained", controls.mean_generated, "test", "TAGI, mean LoRA of the training tasks"),
-    "paraphrased": SystemSpec("trained", controls.generated, "paraphrased", "TAGI, instruction in other words"),
-    "mean_teachers": SystemSpec("prompt", controls.mean_taught, "test", "mean of the teachers"),
+    "wrong_adapter": SystemSpec("trained", sources.OTHER_GENERATED, "test", "TAGI, another task's LoRA"),
+    "mean_adapter": SystemSpec("trained", sources.MEAN_GENERATED, "test", "TAGI, mean LoRA of the training tasks"),
+    "paraphrased": SystemSpec("trained", sources.GENERATED, "paraphrased", "TAGI, instruction in other words"),
+    "mean_teachers": SystemSpec("prompt", sources.MEAN_TAUGHT, "test", "mean of the teachers"),
     "nearest_teacher": SystemSpec(
-        "prompt", controls.nearest_taught, "test", "teacher of the most similar training instruction"
+        "prompt", sources.NEAREST_TAUGHT, "test", "teacher of the most similar training instruction"
     ),
-    "concatenated": SystemSpec("prompt", controls.nothing, "test", "backbone, instruction concatenated"),
-    "tagi": SystemSpec("trained", controls.generated, "test", "TAGI"),
-    "lora_only": SystemSpec("trained", controls.lora_alone, "test", "TAGI, its LoRA alone, as PEFT holds it"),
-    "ensemble": SystemSpec("trained", controls.generated, "each_demonstration", "ensemble over demonstrations"),
-    "full_ft": SystemSpec("prompt", controls.nothing, "few_shot", "backbone, trained on demonstrations"),
+    "concatenated": SystemSpec("prompt", sources.NOTHING, "test", "backbone, instruction concatenated"),
+    "tagi": SystemSpec("trained", sources.GENERATED, "test", "TAGI"),
+    "lora_only": SystemSpec("trained", sources.LORA_ALONE, "test", "TAGI, its LoRA alone, as PEFT holds it"),
+    "ensemble": SystemSpec("trained", sources.GENERATED, "each_demonstration", "ensemble over demonstrations"),
+    "full_ft": SystemSpec("prompt", sources.NOTHING, "few_shot", "backbone, trained on demonstrations"),
     "teachers_backbone": SystemSpec(
-        "prompt", controls.nothing, "held_out", "held out: backbone, instruction concatenated"
+        "prompt", sources.NOTHING, "held_out", "held out: backbone, instruction concatenated"
     ),
-    "teachers": SystemSpec("prompt", controls.taught, "held_out", "held out: the categories' teachers"),
+    "teachers": SystemSpec("prompt", sources.TAUGHT, "held_out", "held out: the categories' teachers"),
 }
 """Systems that run a model, by name. `teachers` is the control by the teacher of the task itself: one a category."""
 
@@ -88,22 +80,6 @@ HEURISTICS = {
     "copy_demonstration": "copy the first demonstration's output",
 }
 """Systems without a model, by name, with their titles."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """A system's answers to one batch.
-
-    Attributes:
-        texts: Generated text, or the choice likeliest per token (TAGI's rule), B long.
-        logprob_sum: Log-likelihood of each choice summed over its tokens (T0's rule), B rows, one without choices
-            empty; none where all was generated.
-        logprob_mean: The same per token.
-    """
-
-    texts: tuple[str, ...]
-    logprob_sum: tuple[tuple[float, ...], ...] = ()
-    logprob_mean: tuple[tuple[float, ...], ...] = ()
 
 
 class SystemRunner:
@@ -144,84 +120,28 @@ class SystemRunner:
             raise ValueError("this system reads instruction and input concatenated: set data.with_prompt=true")
         return inputs
 
-    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter, Tensor]:
-        """Returns what the backbone reads, its adapter, and the adapter's row for each example."""
+    def condition(self, batch: TaskBatch) -> tuple[Tokens, TaskAdapter]:
+        """Returns what the backbone reads, and the adapters of the batch's tasks."""
         inputs = self.inputs(batch)
         if not batch.tasks or batch.tasks != self._tasks:
-            self._adapter = self.spec.adapter(self.controls, self.adapt, batch)
+            self._adapter = self.spec.adapter.make(self.controls, self.adapt, batch)
             self._tasks = batch.tasks
-        return inputs, self._adapter, batch.task_index
+        return inputs, self._adapter
 
     @torch.no_grad()
     def answer(self, batch: TaskBatch, config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> Answers:
         """Answers one batch: ranks its choices where it has any, generates elsewhere."""
-        inputs, adapter, index = self.condition(batch)
+        inputs, adapter = self.condition(batch)
         merged = adapter.lora is not None and adapter.num_tasks == 1
         with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
-            return answer(self.model, batch, inputs, rest, index, config, tokenizer)
+            return answer(self.model, batch, inputs, rest, config, tokenizer)
 
     @torch.no_grad()
     def forward(self, batch: TaskBatch) -> Tensor:
         """Returns teacher-forced logits over the references [B, O, V]."""
-        inputs, adapter, index = self.condition(batch)
-        logits: Tensor = self.model(inputs, batch.labels, adapter, index)
+        inputs, adapter = self.condition(batch)
+        logits: Tensor = self.model(inputs, batch.labels, adapter, batch.task_index)
         return logits
-
-
-@torch.no_grad()
-def answer(
-    model: TagiModel,
-    batch: TaskBatch,
-    inputs: Tokens,
-    adapter: TaskAdapter,
-    task_index: Tensor,
-    config: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Answers:
-    """Answers one batch: ranks an example's choices where it has any, generates elsewhere.
-
-    Args:
-        model: The model.
-        batch: What is asked.
-        inputs: What the backbone reads [B, S].
-        adapter: Conditioning of T tasks.
-        task_index: Task of each example [B].
-        config: How to decode.
-        tokenizer: Decodes generated ids.
-    """
-    if batch.choices is None or batch.choice_index is None:
-        return Answers(_generate(model, inputs, adapter, task_index, config, tokenizer))
-    labels = batch.choices.ids.masked_fill(batch.choices.mask == 0, IGNORE_INDEX)
-    totals, lengths = model.score(inputs, labels, batch.choice_index, adapter, task_index)
-    counts = torch.bincount(batch.choice_index, minlength=len(batch))
-    sums = tuple(tuple(row.tolist()) for row in totals.split(counts.tolist()))
-    means = tuple(tuple(row.tolist()) for row in (totals / lengths).split(counts.tolist()))
-    open_ended = counts == 0
-    generated: Iterator[str] = iter(())
-    if open_ended.any():
-        generated = iter(
-            _generate(model, inputs.map(lambda x: x[open_ended]), adapter, task_index[open_ended], config, tokenizer)
-        )
-    texts = [
-        choices[max(range(len(row)), key=row.__getitem__)] if choices else next(generated)
-        for choices, row in zip(batch.choice_texts, means, strict=True)
-    ]
-    return Answers(tuple(texts), sums, means)
-
-
-def _generate(
-    model: TagiModel,
-    inputs: Tokens,
-    adapter: TaskAdapter,
-    task_index: Tensor,
-    config: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[str, ...]:
-    ids = model.generate(inputs, adapter, task_index, config.with_newlines(tokenizer))
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    if config.stop_at_newline:
-        texts = [text.strip().partition("\n")[0] for text in texts]
-    return tuple(text.strip() for text in texts)
 
 
 def to_predictions(

@@ -19,6 +19,7 @@ from tagi_lightning.evaluation.metrics import exact_match, rouge
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights, initial_a
 from tagi_lightning.losses import prediction_loss
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.peft_io.exporting import pieces_besides_lora
 
 
@@ -81,10 +82,10 @@ class FinetuneReport:
 
     def table(self) -> str:
         """Returns the rows as a table of Markdown."""
-        lines = ["| held out | loss | exact match | ROUGE-L |", "|---|---|---|---|"]
+        lines = [["held out", "loss", "exact match", "ROUGE-L"]]
         for name, each in self.rows.items():
-            lines.append(f"| {name} | {each.loss:.3f} | {each.exact_match:.1f} | {each.rougeL:.1f} |")
-        return "\n".join(lines)
+            lines.append([name, f"{each.loss:.3f}", f"{each.exact_match:.1f}", f"{each.rougeL:.1f}"])
+        return aligned_table(lines)
 
 
 class Finetuner:

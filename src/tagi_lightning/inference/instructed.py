@@ -20,7 +20,7 @@ from tagi_lightning.data.instruction import Instruction, InstructionPrompts
 from tagi_lightning.data.report import shortened
 from tagi_lightning.data.task import Demonstration
 from tagi_lightning.data.tokenizer import load_tokenizer
-from tagi_lightning.evaluation.systems import Answers, answer
+from tagi_lightning.inference.answers import Answers, answer
 from tagi_lightning.inference.model_record import ModelRecord
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
@@ -234,7 +234,7 @@ class InstructedModel:
         batch = self._batch(instructions, tasks, inputs, choices).to(device)
         merged = adapter.lora is not None and len(instructions) == 1
         with self.model.merged(adapter) if merged else nullcontext(adapter) as rest:  # type: ignore[arg-type]
-            return answer(self.model, batch, batch.input, rest, batch.task_index, generation, self.tokenizer)
+            return answer(self.model, batch, batch.input, rest, generation, self.tokenizer)
 
     def _batch(
         self,
@@ -277,7 +277,7 @@ class InstructedModel:
     ) -> None:
         """Writes the adapter as a folder that PEFT loads, after loading it back and comparing.
 
-        What PEFT cannot hold, fusion and memory, lies beside it for `peft_io.load_adapter`.
+        What PEFT cannot hold, fusion and memory, lies beside it; `load_peft` reads the folder whole.
 
         Args:
             adapter: What an instruction became.
@@ -292,6 +292,32 @@ class InstructedModel:
         from tagi_lightning.peft_io.exporting import Exporter
 
         Exporter(self, overwrite=overwrite, facts=facts or {}).write(adapter, Path(folder))
+
+    def load_peft(self, folder: str | Path, instruction: str | Instruction | None = None) -> InstructedAdapter:
+        """Loads what `save_peft` or `tagi adapt` wrote, whole; of PEFT's own folders the LoRA.
+
+        Args:
+            folder: The folder.
+            instruction: What the adapter was made from, for folders that do not tell; where given, it is taken in the
+                place of what the folder tells.
+
+        Raises:
+            AdapterFolderError: If it is damaged, is not of this backbone, another model made its fusion or memory, or
+                neither it nor the caller tells its instruction.
+            ValueError: If the given instruction is too long.
+        """
+        from tagi_lightning.peft_io.folders import AdapterFolderError
+        from tagi_lightning.peft_io.reading import load_adapter, read_instruction
+
+        prepared = load_adapter(Path(folder), self.model)
+        if isinstance(instruction, str):
+            instruction = Instruction(instruction)
+        if (known := instruction or read_instruction(Path(folder))) is None:
+            raise AdapterFolderError(
+                f"{folder} does not tell its instruction, as folders of other tools and of earlier versions do not; "
+                "give it: load_peft(folder, instruction=...)"
+            )
+        return InstructedAdapter(self.shown(known), prepared)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> Tokens:
         pad_id = self.tokenizer.pad_token_id

@@ -1,7 +1,6 @@
 """What the hypernetwork writes for a set of tasks, as inner products and norms.
 
-Factors of a LoRA are told only up to an invertible matrix between them, so adapters are compared by their updates
-scale * B A, over all sites together. Their inner products give cosines, norms and points; no update is ever formed.
+Adapters are compared by their updates, over all sites together; inner products give cosines, norms and points.
 Shapes: T tasks, K teachers, N places that are written to, r rank, D dimensions of points.
 """
 
@@ -19,11 +18,10 @@ from tagi_lightning.inspection.tasks import InspectedTasks
 from tagi_lightning.lora import LoraBank, LoraSite, LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.prefix import PrefixWeights
+from tagi_lightning.updates import cosines, cross_inner, update_norms
 
 FACTOR_BYTES = 2**30
 """Memory for the factors of all tasks; where they would take more, a part of the sites is compared."""
-ROWS = 16
-"""Adapters compared with all others at once."""
 DIMENSIONS = 50
 """Dimensions of points at most."""
 
@@ -89,12 +87,6 @@ class Written:
         return points(self.inner)
 
 
-def cosines(inner: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Returns inner products [T, K] over the lengths of their sides [T] and [K]; 0 where one is zero."""
-    product = left[:, None] * right[None]
-    return torch.where(product > 0, inner / product.clamp_min(1e-30), 0.0).clamp(-1, 1)
-
-
 def points(inner: Tensor) -> tuple[Tensor, Tensor]:
     """Returns principal coordinates [T, D] of what has these inner products [T, T], and each axis's share [D].
 
@@ -109,28 +101,6 @@ def points(inner: Tensor) -> tuple[Tensor, Tensor]:
     arms = vectors[:, order]
     signs = arms.gather(0, arms.abs().argmax(0, keepdim=True)).sign()
     return arms * signs * kept.sqrt(), kept / values.clamp_min(0).sum().clamp_min(1e-30)
-
-
-def update_inner(left: LoraWeights, right: LoraWeights, sites: Sequence[str]) -> Tensor:
-    """Returns the inner products of updates scale * B A over `sites` together [T, K], from r x r products."""
-    total = torch.zeros(left.num_tasks, right.num_tasks, dtype=torch.float64)
-    for site in sites:
-        a, b = right.a[site].float(), right.b[site].float()
-        for start in range(0, left.num_tasks, ROWS):
-            rows = slice(start, start + ROWS)
-            inputs = torch.einsum("tri,ksi->trks", left.a[site][rows].float(), a)
-            outputs = torch.einsum("tor,kos->trks", left.b[site][rows].float(), b)
-            total[rows] += (inputs * outputs).sum((1, 3)).cpu()
-    return left.scale * right.scale * total
-
-
-def update_norms(lora: LoraWeights, sites: Sequence[LoraSite]) -> Tensor:
-    """Returns the Frobenius norm of each update scale * B A at each site [T, N]."""
-    columns = []
-    for site in sites:
-        a, b = lora.a[site.name].float(), lora.b[site.name].float()
-        columns.append(((b.mT @ b) * (a @ a.mT)).sum((1, 2)).clamp_min(0).sqrt())
-    return lora.scale * torch.stack(columns, 1).cpu()
 
 
 @torch.no_grad()
@@ -150,7 +120,7 @@ def collect(model: TagiModel, tasks: InspectedTasks, bank: LoraBank | None = Non
     for batch in tasks.batches:
         adapter = model.adapt(model.conditions(batch.to(model.backbone.model.device)))
         if adapter.lora is not None:
-            norms.append(update_norms(adapter.lora, model.sites))
+            norms.append(update_norms(adapter.lora, model.sites).cpu())
             loras.append(_only(adapter.lora, compared))
         if adapter.prefix is not None:
             prefixes.append(_beyond_start(model, adapter.prefix))
@@ -178,18 +148,18 @@ def _written_lora(model: TagiModel, loras: Sequence[LoraWeights], norms: Tensor,
     a = {site: torch.cat([lora.a[site] for lora in loras]) for site in sites}
     b = {site: torch.cat([lora.b[site] for lora in loras]) for site in sites}
     lora = LoraWeights(a, b, loras[0].scale)
-    inner, taught = update_inner(lora, lora, sites), None
+    inner, taught = cross_inner(lora, lora, sites), None
     if bank is not None:
         teachers = bank().detach()
         lengths = torch.stack([_length(teachers, row, sites) for row in range(teachers.num_tasks)])
-        taught = Taught(bank.names, cosines(update_inner(lora, teachers, sites), inner.diagonal().sqrt(), lengths))
+        taught = Taught(bank.names, cosines(cross_inner(lora, teachers, sites), inner.diagonal().sqrt(), lengths))
     places = tuple(Place(f"{site.stack} {site.target}", site.block) for site in model.sites)
     return Written("lora", places, norms, inner, len(sites), taught)
 
 
 def _length(lora: LoraWeights, row: int, sites: Sequence[str]) -> Tensor:
     one = lora.index(torch.tensor([row], device=lora.device))
-    return update_inner(one, one, sites).sqrt().squeeze()
+    return cross_inner(one, one, sites).sqrt().squeeze()
 
 
 def _beyond_start(model: TagiModel, prefix: PrefixWeights) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from tagi_lightning.backbones.base import GenerationConfig
 from tagi_lightning.evaluation.metrics import exact_match
 from tagi_lightning.evaluation.predictions import Prediction
-from tagi_lightning.evaluation.systems import answer
+from tagi_lightning.inference.answers import answer
 from tagi_lightning.inspection.tasks import InspectedTask, InspectedTasks
 from tagi_lightning.model import TagiModel
 
@@ -55,7 +55,7 @@ def answer_tasks(
     for batch in tasks.batches:
         batch = batch.to(model.backbone.model.device)
         adapter, inputs = model.adapt(model.conditions(batch)), model.inputs(batch)
-        answers = answer(model, batch, inputs, adapter, batch.task_index, generation, tokenizer)
+        answers = answer(model, batch, inputs, adapter, generation, tokenizer)
         names = [batch.tasks[row] for row in batch.task_index.tolist()]
         found = zip(names, batch.inputs, answers.texts, batch.references, strict=True)
         samples += [Sample(by_name[name], text, answered, references) for name, text, answered, references in found]

@@ -16,7 +16,7 @@ from tagi_lightning.inspection.answers import Sample, to_rows
 from tagi_lightning.inspection.attention import attention_maps
 from tagi_lightning.inspection.figures import distribution_figure, gate_figure, point_figure, score_figures
 from tagi_lightning.inspection.maps import MOST_NAMES, attention_map, cosine_map, norm_map, taught_map
-from tagi_lightning.inspection.tasks import InspectedTasks, spread
+from tagi_lightning.inspection.tasks import InspectedTasks, evenly_spaced
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.model import TagiModel
 
@@ -151,7 +151,7 @@ def attention_pictures(
     firsts = [
         (batch, batch.task_index.tolist().index(row)) for batch in tasks.batches for row in range(len(batch.tasks))
     ]
-    for place, (batch, example) in enumerate(spread(firsts, ATTENTION_EXAMPLES), start=1):
+    for place, (batch, example) in enumerate(evenly_spaced(firsts, ATTENTION_EXAMPLES), start=1):
         [found] = attention_maps(model, batch, tokenizer, [example])
         caption = f"Attention of one input's tokens to the tokens of its instruction, mean over heads ({found.task})."
         yield Picture(f"fusion-attention-{place}", caption, attention_map(found))

@@ -46,7 +46,7 @@ class InspectedTasks:
         return len(self.tasks)
 
 
-def spread(items: Sequence[Item], count: int | None) -> list[Item]:
+def evenly_spaced(items: Sequence[Item], count: int | None) -> list[Item]:
     """Returns `count` of the items, evenly spread over their order; all where there are no more, or for None."""
     if count is None or len(items) <= count:
         return list(items)
@@ -68,7 +68,7 @@ def collate_tasks(
     for split, tokenized in splits.items():
         for place, task in enumerate(tokenized.tasks):
             found.setdefault(task.name, (InspectedTask(task.category, split, task.name), tokenized, place))
-    chosen = spread(sorted(found.values(), key=lambda each: each[0]), count)
+    chosen = evenly_spaced(sorted(found.values(), key=lambda each: each[0]), count)
     examples: list[list[Example]] = []
     for row, (_, tokenized, place) in enumerate(chosen):
         wanted = range(min(instances, tokenized.tasks[place].count))

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tagi_lightning.backbones.pretrained import PACKAGES
 from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.peft_io.usage import Kind
 
 LOSES = (
     "This model gives the backbone more than LoRA: {pieces}. PEFT cannot hold that, so whoever loads this folder with "
     "PEFT alone runs a part of the adapter that was not trained to stand alone, and gets other answers. For use with "
     "PEFT train a TAGI-LoRA model (tagi.fusion.enabled=false, tagi.decoder_memory=false); this one loads whole with "
-    "tagi_lightning.peft_io.load_adapter. {measured}"
+    "tagi_lightning.load(...).load_peft(...). {measured}"
 )
 """Said of an adapter that PEFT does not hold whole."""
 
@@ -65,7 +66,7 @@ def adapter_card(
         parts.append(ELSEWHERE.format(source=source))
     if evaluated:
         parts.append(evaluated)
-    parts.append("\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]))
+    parts.append(aligned_table([("", ""), *((name, str(value)) for name, value in facts.items())], texts=2))
     return "\n\n".join(parts) + "\n"
 
 

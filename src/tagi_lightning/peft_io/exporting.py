@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tagi_lightning import __version__
-from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.instruction import Instruction, instruction_row
 from tagi_lightning.inference.model_record import ModelRecord
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.model import TagiModel
 from tagi_lightning.peft_io.card import LOSES, adapter_card
-from tagi_lightning.peft_io.folders import location
+from tagi_lightning.peft_io.folders import ALONE, INSTRUCTION, location
 from tagi_lightning.peft_io.merged import merge_to_folder
 from tagi_lightning.peft_io.usage import Kind, Usage
 from tagi_lightning.peft_io.writing import PeftWriter
@@ -79,6 +80,11 @@ def check_exports(model: TagiModel) -> None:
         )
 
 
+def recorded(instruction: Instruction) -> dict[str, str]:
+    """Returns what a LoRA's file tells of the instruction that it was made from; see `reading.read_instruction`."""
+    return {INSTRUCTION: json.dumps(instruction_row(instruction), ensure_ascii=False)}
+
+
 class Exporter:
     """Writes adapters of one model."""
 
@@ -107,7 +113,8 @@ class Exporter:
         """Writes the PEFT folder of one adapter, and what PEFT cannot hold beside it."""
         assert adapter.lora is not None
         rest = adapter.prepared if self.loses else None
-        self.writer.write(adapter.lora, folder, self.card(adapter.instruction, "adapter"), rest, self.overwrite)
+        card, told = self.card(adapter.instruction, "adapter"), recorded(adapter.instruction)
+        self.writer.write(adapter.lora, folder, card, rest, self.overwrite, told)
 
     def write_lora(
         self, lora: LoraWeights, instruction: Instruction, folder: Path, facts: Mapping[str, str], report: str = ""
@@ -122,7 +129,8 @@ class Exporter:
             report: Ends the card.
         """
         card = self.card(instruction, "adapter", facts, loses="")
-        self.writer.write(lora, folder, f"{card}\n{report}\n" if report else card, None, self.overwrite)
+        told = {**recorded(instruction), ALONE: "true"}
+        self.writer.write(lora, folder, f"{card}\n{report}\n" if report else card, None, self.overwrite, told)
 
     def write_merged(self, adapter: InstructedAdapter, folder: Path, dtype: torch.dtype) -> None:
         """Writes a whole model with one adapter in its weights."""

@@ -25,6 +25,9 @@ CONFIG, WEIGHTS, REST, CARD = (
     "README.md",
 )
 
+INSTRUCTION, ALONE = "instruction", "alone"
+"""What the metadata of the weights tell: the instruction as JSON, and that nothing but LoRA belongs to it."""
+
 PREFIX = "base_model.model."
 """Stands before a module's path in the names of PEFT's tensors."""
 

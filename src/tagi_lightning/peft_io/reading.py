@@ -13,12 +13,13 @@ from torch import Tensor
 
 from tagi_lightning.adapter import InstructionStates, PreparedAdapter
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.data.instruction import Instruction, instruction_of_row
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
 from tagi_lightning.fusion import FusionStates
 from tagi_lightning.lora import LoraConfig, LoraSite, LoraWeights
 from tagi_lightning.model import TagiModel
-from tagi_lightning.peft_io.folders import CONFIG, PREFIX, REST, WEIGHTS, AdapterFolderError
+from tagi_lightning.peft_io.folders import ALONE, CONFIG, INSTRUCTION, PREFIX, REST, WEIGHTS, AdapterFolderError
 from tagi_lightning.prefix import PrefixWeights
 
 REST_NAME = re.compile(r"(fusion|memory)\.(mask|states|(keys|values)\.\d+)|prefix\.(keys|values)\..+")
@@ -84,11 +85,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _read_metadata(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata() or {}
+    except Exception as error:  # safetensors raises what it meets in a header
+        raise AdapterFolderError(f"{file} is damaged: {shortened(str(error))}; make it again") from error
+
+
 def _read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    metadata = _read_metadata(file)
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata() or {}
     except Exception as error:  # safetensors raises what it meets in a header
         raise AdapterFolderError(f"{file} is damaged: {shortened(str(error))}; make it again") from error
     for name, tensor in tensors.items():
@@ -138,7 +147,8 @@ def load_adapter(folder: Path, model: TagiModel) -> PreparedAdapter:
     backbone = model.backbone
     lora = read_lora(folder, backbone)
     if not (folder / REST).is_file():
-        if model.fusion is not None or model.config.decoder_memory or model.config.hypernetwork.writes != "lora":
+        has_rest = model.fusion is not None or model.config.decoder_memory or model.config.hypernetwork.writes != "lora"
+        if has_rest and ALONE not in _read_metadata(folder / WEIGHTS):
             raise AdapterFolderError(
                 f"{folder} holds no {REST}, which adapters of a model with fusion, memory or prefix have"
             )
@@ -150,6 +160,24 @@ def load_adapter(folder: Path, model: TagiModel) -> PreparedAdapter:
         )
     tensors = {name: tensor.to(backbone.model.device) for name, tensor in tensors.items()}
     return adapter_from_rest(lora, tensors, model, folder / REST)
+
+
+def read_instruction(folder: Path) -> Instruction | None:
+    """Returns the instruction that an exported adapter was made from; None where the folder tells none.
+
+    Args:
+        folder: What `tagi adapt` wrote.
+
+    Raises:
+        AdapterFolderError: If it is damaged.
+    """
+    file = folder / WEIGHTS
+    row = _read_metadata(file).get(INSTRUCTION)
+    try:
+        return None if row is None else instruction_of_row(parse_json(row))
+    except ValueError as error:
+        told = shortened(str(error))
+        raise AdapterFolderError(f"{file} is damaged at its instruction: {told}; make it again") from error
 
 
 def adapter_from_rest(lora: LoraWeights, tensors: dict[str, Tensor], model: TagiModel, source: Path) -> PreparedAdapter:

@@ -6,10 +6,8 @@ What PEFT cannot hold, fusion and memory, differs in length between instructions
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tagi_lightning.data.instruction import Instruction
+from tagi_lightning.data.files import file_digest
+from tagi_lightning.data.instruction import Instruction, instruction_of_row, instruction_row
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
-from tagi_lightning.data.task import Demonstration
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
 from tagi_lightning.lora import LoraWeights
 from tagi_lightning.peft_io.exporting import Exporter
@@ -91,7 +89,7 @@ class StackWriter:
                 file = f"adapters-{shard:05d}-of-{len(starts):05d}.safetensors"
                 adapters = self.exporter.loaded.adapt_all(some)
                 kept |= self._write_shard(made / file, enumerate(adapters, start), start, len(some), sampled)
-                digests[file] = _sha256(made / file)
+                digests[file] = file_digest(made / file)
                 weight_map |= {each.folder_name: file for each in some}
                 yield start + len(some)
             self._write_index(made, instructions, weight_map, digests)
@@ -174,17 +172,6 @@ def sample(count: int) -> frozenset[int]:
 def _equal(left: InstructedAdapter, right: InstructedAdapter) -> bool:
     pairs = zip(left.prepared.tensors(), right.prepared.tensors(), strict=True)
     return all(torch.equal(one, other) for one, other in pairs)
-
-
-def instruction_row(instruction: Instruction) -> dict[str, Any]:
-    """Returns an instruction as a line of a file that `tagi adapt --file` takes, with its adapter's name."""
-    shown = [asdict(each) for each in instruction.demonstrations]
-    return {
-        "name": instruction.folder_name,
-        "task": instruction.name,
-        "instruction": instruction.text,
-        "demonstrations": shown,
-    }
 
 
 class StackedAdapters:
@@ -270,15 +257,12 @@ class StackedAdapters:
             AdapterFolderError: If its line is damaged or of another one, as its digest, part of the name, tells.
         """
         try:
-            row = parse_json(self._rows[name])
-            shown = tuple(Demonstration(each["input"], each["output"]) for each in row["demonstrations"])
-            found = Instruction(row["instruction"], shown, row["task"])
-            same = found.folder_name == name
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = instruction_of_row(parse_json(self._rows[name]))
+        except ValueError as error:
             raise AdapterFolderError(
-                f"{self.folder / INSTRUCTIONS} is damaged at {name}: {shortened(repr(error))}"
+                f"{self.folder / INSTRUCTIONS} is damaged at {name}: {shortened(str(error))}"
             ) from error
-        if not same:
+        if found.folder_name != name:
             raise AdapterFolderError(f"{self.folder / INSTRUCTIONS} has another instruction at {name}; make it again")
         return found
 
@@ -300,11 +284,6 @@ class StackedAdapters:
         if file in self._checked:
             return
         path = self.folder / file
-        if not path.is_file() or _sha256(path) != self._sha256[file]:
+        if not path.is_file() or file_digest(path) != self._sha256[file]:
             raise AdapterFolderError(f"{path} is missing or damaged; make it again: tagi adapt --stacked true")
         self._checked.add(file)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,6 +55,7 @@ class PeftWriter:
         card: str = "",
         rest: PreparedAdapter | None = None,
         overwrite: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Writes adapter_config.json, adapter_model.safetensors and README.md, and loads them back through PEFT.
 
@@ -64,6 +65,7 @@ class PeftWriter:
             card: Text of README.md.
             rest: The whole adapter where it has more than LoRA, which goes into tagi_adapter.safetensors.
             overwrite: Whether to replace a folder that is already there.
+            metadata: More that the file of the LoRA tells, beside its backbone's digest.
 
         Raises:
             AdapterFolderError: If the folder is there, or PEFT does not load it to the same logits.
@@ -71,7 +73,8 @@ class PeftWriter:
         check_single(lora)
         tensors = peft_tensors(lora)
         with new_folder(folder, overwrite) as made:
-            save_file(tensors, made / WEIGHTS, {"format": "pt", "backbone_digest": self.digest})
+            told = {**(metadata or {}), "format": "pt", "backbone_digest": self.digest}
+            save_file(tensors, made / WEIGHTS, told)
             self._config(lora).save_pretrained(str(made))
             (made / CARD).write_text(card, encoding="utf-8")
             if rest is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tagi_lightning.markdown import aligned_table, mean_spread, number, without_empty
 from tagi_lightning.report.bootstrap import CONFIDENCE, FEWEST_TASKS, POWER, RESAMPLES
 from tagi_lightning.report.columns import Column
 from tagi_lightning.report.figures import Line
-from tagi_lightning.report.markdown import aligned_table, mean_spread, number, without_empty
 from tagi_lightning.report.p3 import p3_table
 from tagi_lightning.report.results import LeftOut, told
 from tagi_lightning.report.tables import METRIC_TITLES, Table

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 from tagi_lightning.evaluation.benchmarks import MTEST11, table10_row
+from tagi_lightning.markdown import aligned_table, mean_spread, number, without_empty
 from tagi_lightning.report.columns import Cell, Column, mean_and_std
-from tagi_lightning.report.markdown import aligned_table, mean_spread, number, without_empty
-from tagi_lightning.report.paper import of_size, paper_rows
-from tagi_lightning.report.tables import Table
+from tagi_lightning.report.paper import of_size
+from tagi_lightning.report.tables import Table, paper_rows
 
 
 def p3_table(table: Table, column: Column) -> str:

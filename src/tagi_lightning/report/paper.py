@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from tagi_lightning.evaluation.benchmarks import MTEST11, paper_table, paper_tables
+from tagi_lightning.evaluation.benchmarks import MTEST11
 from tagi_lightning.report.columns import Column
-from tagi_lightning.report.files import ReportError
-from tagi_lightning.report.tables import Row, Table
+from tagi_lightning.report.tables import Row, Table, paper_rows
 
 SIZES = ("base", "large", "xl", "xxl")
 P3 = ("MTest11", "p3", "HyperT5")
@@ -39,29 +38,6 @@ class PaperFigure:
     def __str__(self) -> str:
         quoted = "" if self.source == "TAGI" else f", source {self.source}"
         return f"{self.value:g} ({self.name + ', ' if self.name else ''}{self.size}{quoted})"
-
-
-def paper_rows(table: Table, row: Row) -> tuple[str, list[dict[str, Any]]]:
-    """Returns the paper's table and its lines, one a size, for a row of ours; no lines where the row names none.
-
-    Raises:
-        ReportError: If the paper has no such table, or its table no such row.
-    """
-    if row.paper is None:
-        return "", []
-    key, _, name = row.paper.partition("/")
-    if key not in paper_tables():
-        key, name = table.paper or "", row.paper
-    if key not in paper_tables():
-        raise ReportError(
-            f"row {row.title!r}: the paper's figures have no {key!r}; there are {', '.join(paper_tables())}"
-        )
-    lines = paper_table(key)
-    found = [line for line in lines if line["row"] == name]
-    if not found:
-        known = ", ".join(dict.fromkeys(str(line["row"]) for line in lines))
-        raise ReportError(f"row {row.title!r}: the paper's {key} has no row {name!r}; it has {known}")
-    return key, found
 
 
 def paper_figures(table: Table, row: Row, column: Column) -> list[PaperFigure]:

@@ -156,16 +156,6 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
     )
 
 
-def data_digest(path: Path) -> tuple[str, int]:
-    """Returns a digest of the tasks, instances and references in a predictions file, and its number of rows.
-
-    Raises:
-        ReportError: If the file is missing or damaged.
-    """
-    keys, _ = read_answers(path)
-    return digest(keys), len(keys)
-
-
 def digest(keys: Sequence[str]) -> str:
     """Returns a digest of texts in any order."""
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:12]

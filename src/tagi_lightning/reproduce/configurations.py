@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tagi_lightning.data.mapping_file import read_mapping
+from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits
 from tagi_lightning.reproduce.systems import merge
 
@@ -24,6 +25,29 @@ def stage_files(experiments: Path, stage: str, taskset: str, size: str, trainer:
     return tuple(file for file in files if file.is_file())
 
 
+def known_names(experiments: Path, kind: str) -> list[str]:
+    """Returns the names that can be chosen among the files of one kind: data, sizes, stages, systems or trainers."""
+    names = sorted(path.stem for path in (experiments / kind).glob("*.yaml"))
+    endings = tuple(SOURCES.values()) if kind == "data" else ()
+    return [name for name in names if not name.endswith(endings)]
+
+
+def check_choice(experiments: Path, kind: str, option: str, value: str) -> None:
+    """Refuses a name that no file of its kind has.
+
+    Args:
+        experiments: Folder of the experiment files.
+        kind: Their kind.
+        option: What the message calls the name.
+        value: The name.
+
+    Raises:
+        ValueError: If it is unknown; the message lists the choices.
+    """
+    if value not in (known := known_names(experiments, kind)):
+        raise ValueError(f"{option} {shortened(repr(value))} is unknown; choose from {', '.join(known)}")
+
+
 def check_choices(experiments: Path, taskset: str, size: str, trainer: str) -> None:
     """Refuses names that no configuration has.
 
@@ -31,11 +55,8 @@ def check_choices(experiments: Path, taskset: str, size: str, trainer: str) -> N
         ValueError: If one is unknown; the message lists the choices.
     """
     chosen = {"taskset": ("data", taskset), "size": ("sizes", size), "trainer": ("trainers", trainer)}
-    for option, (folder, value) in chosen.items():
-        names = sorted(path.stem for path in (experiments / folder).glob("*.yaml"))
-        known = [name for name in names if not name.endswith(tuple(SOURCES.values()))]
-        if value not in known:
-            raise ValueError(f"{option} {value!r} is unknown; choose from {', '.join(known)}")
+    for option, (kind, value) in chosen.items():
+        check_choice(experiments, kind, option, value)
 
 
 def on_cpu(experiments: Path, trainer: str) -> bool:

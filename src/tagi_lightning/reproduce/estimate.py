@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from statistics import fmean
 
-from tagi_lightning.bench.shapes import INPUT, INSTRUCTIONS, OUTPUT
+from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, estimate, measure, memory
-from tagi_lightning.costs.scale_report import markdown
-from tagi_lightning.costs.stage_step import Form, Workload
+from tagi_lightning.costs.stage_step import Execution, Workload
 from tagi_lightning.durations import duration
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.reproduce.configurations import needs_teachers, select
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.plan import BUILT_IN, Grid
@@ -135,19 +135,19 @@ class Estimator:
         mixed = select(job.config, "trainer.precision") != "32-true"
         teachers = shape.categories if stage == job.kind else 1
         stored = "bfloat16" if select(job.config, "backbone.dtype") == "bfloat16" else "float32"
-        form = Form(stored, mixed=mixed, teachers=teachers, vocabulary=shape.vocabulary)  # type: ignore[arg-type]
-        cost = self._costs(stage, size, work, form)
+        execution = Execution(stored, mixed=mixed, teachers=teachers, vocabulary=shape.vocabulary)  # type: ignore[arg-type]
+        cost = self._costs(stage, size, work, execution)
         if seconds is None and steps is not None:
             on_cpu = select(job.config, "trainer.accelerator") == "cpu"
-            batch = self._timed(stage, size, work, form) if on_cpu else cost.flops / (self.tflops * 1e12)
+            batch = self._timed(stage, size, work, execution) if on_cpu else cost.flops / (self.tflops * 1e12)
             seconds = steps * work.accumulate * batch
         extra = TRAINED * cost.frozen if trains_backbone(job) and stage != "pretrain-backbone" else 0
         return Need(steps, seconds, memory(cost, "ddp", 1).total + extra)
 
 
-def _timed(stage: str, size: str, work: Workload, form: Form) -> float:
+def _timed(stage: str, size: str, work: Workload, execution: Execution) -> float:
     """Returns the seconds of a batch on this CPU."""
-    return min(measure(stage, size, work, form).seconds for _ in range(REPEATS))
+    return min(measure(stage, size, work, execution).seconds for _ in range(REPEATS))
 
 
 def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> str:
@@ -169,4 +169,7 @@ def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> s
     line = f"{sum(int(row[1]) for row in rows)} jobs to run, {workers} at a time: about {duration(total / workers)}"
     if unknown:
         line += f", besides {', '.join(sorted(unknown))}, whose time no finished job tells yet"
-    return f"{markdown(header, rows)}\n\n{line}"
+    if any(job.kind not in estimator.seconds and estimator.need(job).seconds for job in jobs):
+        line += "\nwhere no finished job tells it, the time is that of the steps alone: start, data, validation and "
+        line += "pictures come on top"
+    return f"{aligned_table([header, *rows])}\n\n{line}"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tagi_lightning.data.files import replace_text
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.options import fits
 from tagi_lightning.reproduce.configurations import select
-from tagi_lightning.storage.durable import replace_text
 
 LOGS = "logs"
 """Folder of the jobs' output and records, in their run folder."""

@@ -14,8 +14,8 @@ from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits
 from tagi_lightning.reproduce.configurations import examples_seen, merged, needs_teachers, nested, select, stage_files
 from tagi_lightning.reproduce.jobs import Job
+from tagi_lightning.reproduce.rows import PlannedRow, digest
 from tagi_lightning.reproduce.systems import CHAIN, load_system, merge
-from tagi_lightning.reproduce.tables import Row, digest
 
 BUILT_IN = ("tiny", "small", "base", "large", "xl", "xxl")
 """Backbones that are trained from scratch; any other name is a pretrained one."""
@@ -100,13 +100,13 @@ class Planner:
         self.grid, self.seed, self.shared = grid, seed, grid.shared(seed)
         self.jobs: dict[str, Job] = {}
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[PlannedRow]) -> None:
         """Adds the jobs of rows. Rows of one folder are evaluated together.
 
         Raises:
             ValueError: If two different rows have the same folder, or a row's configuration is none.
         """
-        groups: dict[str, list[Row]] = {}
+        groups: dict[str, list[PlannedRow]] = {}
         for row in rows:
             groups.setdefault(row.slug, []).append(row)
         for slug, group in groups.items():
@@ -117,30 +117,30 @@ class Planner:
             except ValueError as error:
                 raise ValueError(f"row {shortened(group[0].title)}: {error}") from error
 
-    def train(self, row: Row) -> Job | None:
+    def train(self, row: PlannedRow) -> Job | None:
         """Adds a row's stages and what they read; returns the last one, None where nothing is trained."""
         last: Job | None = None
         for stage in row.system.chain:
             last = self.pretrain(row) if stage == "pretrain" else self.own(row, stage, last)
         return last
 
-    def backbone(self, row: Row) -> list[Job]:
+    def backbone(self, row: PlannedRow) -> list[Job]:
         """Adds the training of the backbone, where it is not a pretrained one."""
         options = self.grid.options("pretrain-backbone", row.setting, self.seed)
         name = select(self.config("pretrain-backbone", {}, options), "backbone.name")
         return [self.shared_stage("pretrain-backbone", {}, options, [])] if name in BUILT_IN else []
 
-    def teachers(self, row: Row) -> Job:
+    def teachers(self, row: PlannedRow) -> Job:
         """Adds the categories' teachers, of the row's rank and categories."""
         options, needs = self.options("teachers", row)
         return self.shared_stage("teachers", row.system.part("teachers"), options, needs)
 
-    def pretrain(self, row: Row) -> Job:
+    def pretrain(self, row: PlannedRow) -> Job:
         """Adds the pretraining of a hypernetwork like the row's."""
         options, needs = self.options("pretrain", row)
         return self.shared_stage("pretrain", row.system.part("pretrain"), options, needs)
 
-    def own(self, row: Row, stage: str, previous: Job | None) -> Job:
+    def own(self, row: PlannedRow, stage: str, previous: Job | None) -> Job:
         """Adds a stage that only the row has, align or distill."""
         options, needs = self.options(stage, row)
         part = row.system.part(stage)
@@ -156,7 +156,7 @@ class Planner:
         run = self.shared / "systems" / row.slug
         return self.fit(stage, run, part, options, needs, row.slug)
 
-    def logits_teacher(self, row: Row) -> Job | None:
+    def logits_teacher(self, row: PlannedRow) -> Job | None:
         """Adds the training of the system that is a row's logits teacher.
 
         Raises:
@@ -167,9 +167,9 @@ class Planner:
             teacher = load_system(path)
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"the logits_teacher of system {row.system.name}: {error}") from error
-        return self.train(Row(path.stem, teacher, "tagi", row.setting))
+        return self.train(PlannedRow(path.stem, teacher, "tagi", row.setting))
 
-    def options(self, stage: str, row: Row) -> tuple[dict[str, Any], list[Job]]:
+    def options(self, stage: str, row: PlannedRow) -> tuple[dict[str, Any], list[Job]]:
         """Returns what a stage after the backbone is given, and the jobs behind it."""
         options, needs = self.grid.options(stage, row.setting, self.seed), self.backbone(row)
         if needs:
@@ -214,7 +214,7 @@ class Planner:
         )
         return self.jobs.setdefault(job.name, job)
 
-    def evaluate(self, rows: Sequence[Row], trained: Job | None) -> Job:
+    def evaluate(self, rows: Sequence[PlannedRow], trained: Job | None) -> Job:
         """Adds one `tagi evaluate` for all that is evaluated of a row's folder."""
         row, systems = rows[0], list(dict.fromkeys(row.evaluate for row in rows))
         run = self.shared / "systems" / row.slug
@@ -243,7 +243,7 @@ class Planner:
         self.jobs[job.name] = job
         return job
 
-    def describe(self, row: Row, trained: Job | None) -> dict[str, Any]:
+    def describe(self, row: PlannedRow, trained: Job | None) -> dict[str, Any]:
         """Returns what system.yaml says of a row's folder."""
         system, config = row.system, trained.config if trained else {}
         inputs = {
@@ -264,7 +264,7 @@ class Planner:
         }
 
 
-def _logits_teacher(row: Row) -> dict[str, Any]:
+def _logits_teacher(row: PlannedRow) -> dict[str, Any]:
     return nested({"model.init_args.logits_teacher": row.system.logits_teacher}) if row.system.logits_teacher else {}
 
 
@@ -290,7 +290,7 @@ def data_job(grid: Grid) -> Job | None:
     return Job(DATA, DATA, grid.runs, words, digest(words), results=(made,))
 
 
-def plan(grid: Grid, rows: Sequence[Row], seeds: Sequence[int]) -> list[Job]:
+def plan(grid: Grid, rows: Sequence[PlannedRow], seeds: Sequence[int]) -> list[Job]:
     """Returns the jobs of all rows and seeds, each after those it needs."""
     data = data_job(grid)
     jobs = [data] if data else []

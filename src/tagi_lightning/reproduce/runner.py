@@ -155,9 +155,9 @@ class Runner:
         known = {kind: fmean(values) for kind, values in self._seconds.items() if values}
         seconds = sum(known.get(kind, 0.0) for kind in kinds)
         seconds += sum(max(0.0, known.get(kind, 0.0) - since) for kind, since in passed.items())
-        if not known:
-            return "time to go not known yet"
         unknown = {*kinds, *passed} - known.keys()
+        if unknown and not seconds:
+            return "time to go not known yet"
         return f"{'more than' if unknown else 'about'} {duration(seconds / self.workers)} to go"
 
     @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
-from tagi_lightning.options import fits
+from tagi_lightning.options import fits, flatten
 
 CHAIN = ("pretrain", "align", "distill")
 """Stages that a system has for itself, in order; backbone and teachers are shared by all."""
@@ -58,9 +58,11 @@ class System:
             part["model"] = {"init_args": {"lora": tagi["lora"]}}
         if stage in ("teachers", "align", "distill") and data:
             part["data"] = {"init_args": data}
-        if stage in CHAIN and tagi.get("trained_backbone", "none") != "none":
-            part["backbone"] = {"dtype": "float32"}  # 16 bits would lose most updates
-        return merge(part, self.sections.get(stage, {}))
+        part = merge(part, self.sections.get(stage, {}))
+        trained = dict(flatten(part)).get("model.init_args.tagi.trained_backbone", "none")
+        if stage in CHAIN and trained != "none":  # 16 bits would lose most updates
+            part = merge({"backbone": {"dtype": "float32"}}, part)
+        return part
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> System:
         """Returns the system with `overrides`, in the shape of a system's file, merged into it."""

@@ -12,11 +12,12 @@ from tagi_lightning.backbones import Backbone, BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
-from tagi_lightning.losses import alignment_loss, update_cosine
+from tagi_lightning.losses import alignment_loss
 from tagi_lightning.model import TagiConfig
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
 from tagi_lightning.storage.serialization import load_bank
+from tagi_lightning.updates import update_cosine
 
 
 @dataclass(frozen=True)

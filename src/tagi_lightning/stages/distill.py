@@ -179,10 +179,10 @@ class Distillation(TagiStage):
         """
         config, teacher = self.loss_config.teacher_cache, self.teacher_model
         folder = config.folder or self.trainer.datamodule.cache_dir / TEACHERS  # type: ignore[attr-defined]
-        if isinstance(teacher, TagiModel) and (teacher.uses_instruction or teacher.config.reads == "input"):
+        if isinstance(teacher, TagiModel) and (teacher.uses_instruction or teacher.config.reads != "prompt"):
             raise ValueError(
-                f"the logits teacher {self.logits_teacher} reads instructions apart from the prompt, and its answers "
-                "are not kept: set loss.teacher_cache.enabled=false"
+                f"the logits teacher {self.logits_teacher} reads something else than the prompt, instructions apart or "
+                "demonstrations, and its answers are not kept: set loss.teacher_cache.enabled=false"
             )
         stored = asdict(replace(self.backbone_config, name=self.checkpoint_backbone_digest()))
         settings = {"backbone": stored, "precision": str(self.trainer.precision)}

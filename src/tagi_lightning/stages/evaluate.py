@@ -1,15 +1,12 @@
-"""Evaluation of one system: decodes its data and writes predictions and metrics into the run folder."""
+"""Evaluation of one system: decodes its data into rows, and logs their scores; `tagi evaluate` writes them."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tagi_lightning.backbones import BackboneConfig, GenerationConfig, load_backbone
+from tagi_lightning.backbones import BackboneConfig, GenerationConfig
 from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.evaluation.controls import Controls, Instructions, check_generates
 from tagi_lightning.evaluation.metrics import aggregate
@@ -23,7 +20,7 @@ from tagi_lightning.stages.align import check_categories
 from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage, resolve_backbone
 from tagi_lightning.stages.few_shot import FewShotConfig
 from tagi_lightning.stages.sharing import gather, merge_predictions
-from tagi_lightning.storage.serialization import build_tagi, load_bank, read_folder
+from tagi_lightning.storage.serialization import load_bank, load_own_tagi
 
 
 class Evaluation(Stage):
@@ -82,28 +79,15 @@ class Evaluation(Stage):
         specs = [SYSTEMS[name] for name in self.systems if name in SYSTEMS]
         self.backbone = self.load_run_backbone()
         self.model = self.bare = bare_model(self.backbone)
-        if any(spec.generates for spec in specs):
-            self.model = self.load_model()
-        if any(spec.replaces_adapter for spec in specs):
+        if any(spec.adapter.generates for spec in specs):
+            config = resolve_backbone(self.run, self.backbone_config)
+            self.model = load_own_tagi(self.weights, config, self.backbone)
+        if any(spec.adapter.replaces_adapter for spec in specs):
             check_generates(self.model)
-        bank = self.load_teachers() if any(spec.uses_teachers for spec in specs) else None
+        bank = self.load_teachers() if any(spec.adapter.uses_teachers for spec in specs) else None
         self.bank = bank
         self.controls = Controls(self.model, bank, self.instructions, self.bare.backbone)
         self.requires_grad_(False)
-
-    def load_model(self) -> TagiModel:
-        """Loads the model; where its backbone trained, on a copy read in float32 and then stored as the frozen one is.
-
-        Raises:
-            ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its options.
-        """
-        tensors, config = read_folder(self.weights, "tagi", "make distill")
-        if config["tagi"].get("trained_backbone", "none") == "none":
-            return build_tagi(self.weights, tensors, config, self.backbone)
-        trained = replace(self.backbone_config, dtype="float32")
-        model = build_tagi(self.weights, tensors, config, load_backbone(resolve_backbone(self.run, trained)))
-        model.backbone.to(getattr(torch, self.backbone_config.dtype))
-        return model
 
     def load_teachers(self) -> LoraBank:
         """Loads the teachers.
@@ -119,7 +103,7 @@ class Evaluation(Stage):
     def runner(self) -> SystemRunner:
         """Returns what runs the present system, with no instruction read yet."""
         spec = SYSTEMS[self.system]
-        return SystemRunner(spec, self.model if spec.generates else self.bare, self.controls)
+        return SystemRunner(spec, self.model if spec.adapter.generates else self.bare, self.controls)
 
     def on_test_epoch_start(self) -> None:
         """Starts a system's clock and rows."""

@@ -16,12 +16,14 @@ from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction
-from tagi_lightning.evaluation.systems import answer, to_predictions
-from tagi_lightning.losses import prediction_loss, update_norms
+from tagi_lightning.evaluation.systems import to_predictions
+from tagi_lightning.inference.answers import answer
+from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
 from tagi_lightning.stages.sharing import gather_rows
 from tagi_lightning.storage.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
+from tagi_lightning.updates import mean_norms
 
 
 class TagiStage(Stage):
@@ -147,7 +149,7 @@ class TagiStage(Stage):
     def log_adapter(self, adapter: TaskAdapter, batch_size: int) -> None:
         """Logs norms of A, B and B A by stack, and the fusion gates."""
         if adapter.lora is not None:
-            for stack, norms in update_norms(adapter.lora, self.model.sites).items():
+            for stack, norms in mean_norms(adapter.lora, self.model.sites).items():
                 for name, norm in norms.items():
                     self.log(f"adapter/{stack}/norm_{name}", norm, batch_size=batch_size)
         if self.model.fusion is not None:
@@ -161,7 +163,7 @@ class TagiStage(Stage):
         loss = prediction_loss(logits, batch.labels).mean()
         self.log("val/loss", loss, batch_size=self.counted(len(batch)), prog_bar=True, sync_dist=True)
         if batch.references:
-            answers = answer(self.model, batch, inputs, adapter, batch.task_index, self.generation, self.tokenizer)
+            answers = answer(self.model, batch, inputs, adapter, self.generation, self.tokenizer)
             find_task = self.trainer.datamodule.find_task  # type: ignore[attr-defined]
             self.validation_rows += to_predictions(batch, answers, self.tokenizer, find_task)
 

@@ -16,12 +16,12 @@ from tagi_lightning.data.progress_bar import progress_bar
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.evaluation.predictions import write_metrics
 from tagi_lightning.lora import LoraBank, LoraConfig
-from tagi_lightning.losses import update_norms
 from tagi_lightning.stages.base import OptimizerConfig, Stage
 from tagi_lightning.storage.serialization import save_bank
 from tagi_lightning.teachers.bank_optimizer import BankAdamW, Schedule
-from tagi_lightning.teachers.gains import TeacherGain, gain_sums, gains, spread, table, warning
+from tagi_lightning.teachers.gains import TeacherGain, balanced_batches, gain_sums, gains, table, warning
 from tagi_lightning.teachers.teaching import AdapterSelection, count_steps, teacher_losses
+from tagi_lightning.updates import mean_norms
 
 
 class TeacherTraining(Stage):
@@ -43,7 +43,7 @@ class TeacherTraining(Stage):
         patience: int | None = 3,
         report_instances: int = 50,
     ) -> None:
-        """Takes the settings (Table 6: AdamW, lr 1e-4, 10,000 steps, batch 8 x 2, rank 32).
+        """Takes the settings (Table 6: AdamW, lr 1e-4, rank 32; for each teacher 10,000 steps, batch 8 x 2).
 
         Args:
             run: Run folder.
@@ -129,7 +129,7 @@ class TeacherTraining(Stage):
         self._counted = adapters
         self.log_loss("loss", losses.mean(), len(losses))
         if self.should_log():
-            for stack, norms in update_norms(self.bank(), self.bank.groups.sites).items():
+            for stack, norms in mean_norms(self.bank(), self.bank.groups.sites).items():
                 for name, norm in norms.items():
                     self.log(f"teachers/{stack}/norm_{name}", norm, batch_size=len(batch))
         return losses.sum() if len(adapters) else 0.0 * losses.sum()
@@ -240,7 +240,7 @@ class TeacherTraining(Stage):
             sampler = loader.batch_sampler
             categories = [task.category if task.category in bank.names else None for task in loader.dataset.tasks]
             size = max(map(len, sampler.batches))
-            sampler.batches = spread(sampler.batches, categories, self.report_instances, size)
+            sampler.batches = balanced_batches(sampler.batches, categories, self.report_instances, size)
         told, quiet = "comparing teachers with the bare backbone", not (self.trainer.is_global_zero and loader)
         for batch in progress_bar(loader, told, "batch", disable=quiet):
             with self.trainer.precision_plugin.forward_context():

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from tagi_lightning.data.files import replace_file
 from tagi_lightning.data.report import shortened
-from tagi_lightning.storage.durable import replace_file
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 """All that is kept: the last state, the one before it, and the weights of the best validation."""

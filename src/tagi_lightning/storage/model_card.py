@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tagi_lightning import __version__
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.model import TagiModel
 from tagi_lightning.report.checks import read_metrics
 
@@ -74,7 +75,7 @@ def model_card(model: TagiModel, metrics: Metrics) -> str:
         "own weights; the backbone is loaded from where it lies, and refused if it is another one.",
         "## Use",
         USE.format(backbone="" if is_hub_id else ', backbone="the folder it lies in"'),
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]),
+        aligned_table([("", ""), *facts.items()], texts=2),
     ]
     if metrics:
         parts += ["## Test tasks, 0 to 100", _table(metrics)]
@@ -83,11 +84,8 @@ def model_card(model: TagiModel, metrics: Metrics) -> str:
 
 def _table(metrics: Metrics) -> str:
     columns = [name for name in SHOWN if any(name in row for row in metrics.values())]
-    lines = [
-        f"| system | instances | {' | '.join(SHOWN[name] for name in columns)} |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
+    lines = [["system", "instances", *(SHOWN[name] for name in columns)]]
     for system, row in metrics.items():
         figures = [f"{row[name]:.1f}" if name in row else "-" for name in columns]
-        lines.append(f"| {system} | {row['n']:.0f} | {' | '.join(figures)} |")
-    return "\n".join(lines)
+        lines.append([system, f"{row['n']:.0f}", *figures])
+    return aligned_table(lines)

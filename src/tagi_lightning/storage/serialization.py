@@ -7,29 +7,28 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tagi_lightning.backbones.base import Backbone
+from tagi_lightning.backbones.loading import BackboneConfig, load_backbone
 from tagi_lightning.data.instruction import InstructionPrompts
 from tagi_lightning.data.json_text import parse_json
 from tagi_lightning.data.report import shortened
-from tagi_lightning.data.yaml_text import parse_yaml
 from tagi_lightning.lora import LoraBank, LoraConfig
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.options import fits
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-SHOWN = {"def": 0, "def+2pos": 2}
-"""Demonstrations that an instruction shows in each setting."""
-
 FIELDS: dict[str, dict[str, Any]] = {
-    "tagi": {"tagi": dict, "backbone": str, "backbone_digest": str, "stages": list[str]},
+    "tagi": {"tagi": dict, "backbone": str, "backbone_digest": str, "stages": list[str]}
+    | {"prompts": dict | None, "instruction_layer": int | None},
     "teachers": {"lora": dict, "names": list[str], "backbone": str, "backbone_digest": str},
 }
 """What a configuration must hold, with its types, by kind of folder."""
@@ -105,7 +104,7 @@ def read_folder(folder: Path, kind: str, make: str) -> tuple[dict[str, Tensor], 
         raise ModelFolderError(f"{folder} holds {shortened(str(found))}, expected {kind}; make it: {make}")
     if config.pop("sha256", None) != _sha256(folder / WEIGHTS, config):
         raise ModelFolderError(f"{folder} is damaged: its files are not what was saved; make it again: {make}")
-    if wrong := [name for name, hint in FIELDS[kind].items() if not fits(config.get(name), hint)]:
+    if wrong := [name for name, hint in FIELDS[kind].items() if name not in config or not fits(config[name], hint)]:
         raise ModelFolderError(f"{folder / CONFIG} does not tell {', '.join(wrong)} as it must; make it again: {make}")
     return tensors, config
 
@@ -156,6 +155,31 @@ def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> t
     return model, model.stages
 
 
+def load_own_tagi(
+    folder: Path, config: BackboneConfig, frozen: Backbone | None = None, make: str = "make distill"
+) -> TagiModel:
+    """Loads a model on the backbone that it was trained on; see `load_tagi`.
+
+    One whose backbone trained gets a copy of its own, read in float32 and then stored as `config` says.
+
+    Args:
+        folder: The model folder.
+        config: How the backbone is loaded.
+        frozen: The backbone where it is loaded already, for a model that leaves it as it is.
+        make: The command that makes such a folder.
+
+    Raises:
+        ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its configuration.
+    """
+    tensors, described = read_folder(folder, "tagi", make)
+    if described["tagi"].get("trained_backbone", "none") == "none":
+        return build_tagi(folder, tensors, described, frozen or load_backbone(config))
+    copy = load_backbone(replace(config, dtype="float32", quantization=None))
+    model = build_tagi(folder, tensors, described, copy)
+    model.backbone.to(getattr(torch, config.dtype))
+    return model
+
+
 def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], backbone: Backbone) -> TagiModel:
     """Builds the model that `read_folder` read from `folder`, on `backbone`; it knows where it came from.
 
@@ -175,42 +199,18 @@ def build_tagi(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str,
 
 
 def recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[InstructionPrompts | None, int | None]:
-    """Returns how a model's instructions were written, None where nothing tells, and which layer's states it reads.
-
-    Model folders of before they were recorded there lie in a run whose config.yaml tells them.
+    """Returns how a model's instructions were written, None where it read none, and which layer's states it reads.
 
     Raises:
-        ModelFolderError: If what tells it is damaged.
+        ModelFolderError: If that is no way of writing instructions.
     """
+    if config["prompts"] is None:
+        return None, config["instruction_layer"]
     try:
-        prompts, layer = _recorded_prompts(folder, config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFolderError(
-            f"{folder}, or the config.yaml of its run, does not tell how instructions were written: "
-            f"{shortened(repr(error))}"
-        ) from error
-    if not fits(layer, int | None):
-        raise ModelFolderError(f"{folder} cannot read the states of layer {shortened(repr(layer))}")
-    return prompts, layer
-
-
-def _recorded_prompts(folder: Path, config: Mapping[str, Any]) -> tuple[InstructionPrompts | None, int | None]:
-    if config.get("prompts") is not None:
         return from_plain(InstructionPrompts, config["prompts"]), config["instruction_layer"]
-    run = folder.resolve().parent
-    records = [run / "config.yaml", *(run / stage / "config.yaml" for stage in config.get("stages", ())[-1:])]
-    found = next((record for record in records if record.is_file()), None)
-    options = parse_yaml(found.read_text(encoding="utf-8")) if found is not None else {}
-    layer = config.get("instruction_layer", options.get("backbone", {}).get("instruction_layer"))
-    data = options.get("data", {})
-    given, is_p3 = data.get("init_args", {}), str(data.get("class_path")).endswith("P3DataModule")
-    if "setting" not in given and not is_p3:
-        return None, layer
-    shown = SHOWN[given.get("setting", "def")]
-    prompts = InstructionPrompts(
-        given.get("prompt", "t5"), "plain" if is_p3 else "definition", shown, given["max_input_length"]
-    )
-    return prompts, layer
+    except (ValueError, TypeError) as error:
+        told = shortened(repr(error))
+        raise ModelFolderError(f"{folder / CONFIG} does not tell how instructions were written: {told}") from error
 
 
 def load_tagi_weights(model: TagiModel, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -18,6 +18,7 @@ from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.epochs import Batch
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.losses import prediction_loss
+from tagi_lightning.markdown import aligned_table
 from tagi_lightning.teachers.teaching import teacher_losses
 
 
@@ -47,7 +48,7 @@ class TeacherGain:
         return self.gain is not None and self.gain > (self.error or 0.0)
 
 
-def spread(
+def balanced_batches(
     examples: Sequence[Batch], categories: Sequence[str | None], per_category: int, batch_size: int
 ) -> list[Batch]:
     """Returns batches of at most `per_category` examples of each category, as evenly over its tasks as can be.
@@ -115,14 +116,7 @@ def table(rows: Sequence[TeacherGain]) -> str:
     for row in rows:
         figures = (row.backbone, row.teacher, row.gain, row.error)
         lines.append([row.category, str(row.instances), *map(cell, figures)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-
-    def aligned(line: list[str]) -> str:
-        figures = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([line[0].ljust(widths[0]), *figures]) + " |"
-
-    return "\n".join(map(aligned, lines))
+    return aligned_table(lines)
 
 
 def warning(rows: Sequence[TeacherGain]) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.inference.instructed import InstructedModel
-from tagi_lightning.inspection.adapters import compared_sites, cosines, update_inner, update_norms
+from tagi_lightning.inspection.adapters import compared_sites
 from tagi_lightning.inspection.answers import on_one_line
 from tagi_lightning.lora import LoraSite, LoraWeights
+from tagi_lightning.updates import cosines, cross_inner, update_norms
 
 NAME = 80
 """Characters of a name that is made of an instruction's text."""
@@ -58,8 +59,8 @@ class KnownTasks:
     def nearest(self, lora: LoraWeights, count: int = 5) -> tuple[tuple[str, float], ...]:
         """Returns the tasks whose updates have the largest cosines with that of one adapter, and these."""
         own = _at(lora, self.sites)
-        inner = update_inner(own, self.lora, [site.name for site in self.sites])
-        values, places = cosines(inner, _norms(own, self.sites), self.norms)[0].topk(min(count, len(self.names)))
+        products = cross_inner(own, self.lora, [site.name for site in self.sites])
+        values, places = cosines(products, _norms(own, self.sites), self.norms)[0].topk(min(count, len(self.names)))
         return tuple(zip([self.names[place] for place in places.tolist()], values.tolist(), strict=True))
 
 
@@ -70,4 +71,4 @@ def _at(lora: LoraWeights, sites: Sequence[LoraSite]) -> LoraWeights:
 
 def _norms(lora: LoraWeights, sites: Sequence[LoraSite]) -> Tensor:
     """Returns the norm of each task's update over all `sites` [T]."""
-    return update_norms(lora, sites).double().square().sum(1).sqrt()
+    return update_norms(lora, sites).cpu().double().square().sum(1).sqrt()

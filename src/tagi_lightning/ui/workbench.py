@@ -22,11 +22,11 @@ from tagi_lightning.data.batch import TaskBatch, Tokens, pad_labels
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.task import Demonstration
-from tagi_lightning.evaluation.systems import answer
+from tagi_lightning.inference.answers import answer
 from tagi_lightning.inference.instructed import InstructedAdapter, InstructedModel
-from tagi_lightning.inspection.adapters import update_norms
 from tagi_lightning.peft_io import Exporter
 from tagi_lightning.ui.known import KnownTasks
+from tagi_lightning.updates import update_norms
 
 WITH, LORA_ALONE = "With the adapter", "Its LoRA alone, as PEFT holds it"
 PROMPTED, WITHOUT = "Without: instruction in the prompt", "Without: the input alone"
@@ -239,10 +239,7 @@ class Workbench:
             task_index=torch.zeros(len(texts), dtype=torch.long),
             category=torch.tensor([-1]),
         ).to(loaded.model.backbone.model.device)
-        index = batch.task_index
-        return list(
-            answer(loaded.model, batch, batch.input, TaskAdapter(), index, self.generation, loaded.tokenizer).texts
-        )
+        return list(answer(loaded.model, batch, batch.input, TaskAdapter(), self.generation, loaded.tokenizer).texts)
 
 
 def _lora_alone(adapter: PreparedAdapter) -> PreparedAdapter:

@@ -90,7 +90,10 @@ def test_test_rows_are_the_validation_rows_in_order_and_training_rows_a_permutat
     other = [each.id for each in task(read(folder, seed=1)[0].train, "glue_mrpc/want_to_know").instances]
     assert other != whole
     assert read(folder)[0] == read(folder)[0]
-    assert len(read(folder, max_test_instances=3)[0].test[0].instances) == 3
+    every = [row.id for row in read(folder)[0].test[0].instances]
+    some = [row.id for row in read(folder, max_test_instances=3)[0].test[0].instances]
+    assert some == [every[place * len(every) // 3] for place in range(3)]
+    assert [row.id for row in read(folder, max_test_instances=len(every) + 1)[0].test[0].instances] == every
 
 
 def test_held_out_instances_come_after_the_training_ones(folder):

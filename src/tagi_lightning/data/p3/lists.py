@@ -63,10 +63,7 @@ def path_safe(name: str) -> str:
 
 @cache
 def _document() -> dict[str, Any]:
-    return _parse(resources.files("tagi_lightning.data.p3").joinpath(LISTS).read_text(encoding="utf-8"))
-
-
-def _parse(text: str) -> dict[str, Any]:
+    text = resources.files("tagi_lightning.data.p3").joinpath(LISTS).read_text(encoding="utf-8")
     document: dict[str, Any] = yaml.safe_load(text)
     return document
 

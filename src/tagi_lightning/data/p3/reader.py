@@ -61,7 +61,8 @@ def read_p3(
             of stopping.
         seed: Seed of the permutation of training rows, of demonstrations, of `choice` and of the validation split.
         max_train_instances: Instances of a training task, the first usable rows of a permutation by (seed, task).
-        max_test_instances: Instances of a test task, the first in the file; None takes all.
+        max_test_instances: Instances of a test task, spread over the file, whose neighbours may be alike (the first
+            sixteen of ANLI R3 have one answer); None takes all.
         held_out_instances: If positive, training tasks get that many instances *after* their training ones instead.
         val_split: What validation holds out of the training tasks; the test tasks are never touched.
         val_share: Share that validation holds out.
@@ -151,12 +152,12 @@ class _Reader:
                 yield made.task(list(found.values())[first:], demonstrations)
 
     def test_tasks(self, datasets: Sequence[P3Dataset], count: int | None, shots: int) -> Iterator[Task]:
-        """Yields test tasks: the first usable rows, without those that became demonstrations."""
+        """Yields test tasks: all usable rows without those that became demonstrations, or `count` of them, spread."""
         for made in self.template_tasks("test", datasets, TEST_SPLIT, ("train",) if shots else ()):
             try:
                 demonstrations, used = made.demonstrations(shots, TEST_SPLIT) if shots else ((), frozenset[int]())
                 order = [place for place in range(made.splits[TEST_SPLIT].count) if place not in used]
-                found = made.collect(TEST_SPLIT, order, count, needs_gold=True)
+                found = made.collect(TEST_SPLIT, spread_first(order, count), count, needs_gold=True)
             except TemplateProblem as error:
                 self.absent(str(error), made.name)
                 continue
@@ -232,3 +233,12 @@ class _Reader:
         folders = [path for name in dataset.row_folders if (path := self.folder / name).is_dir()]
         opened = {split: open_rows(folders[0], split, self.report) for split in splits} if folders else {}
         return {split: rows for split, rows in opened.items() if rows is not None}
+
+
+def spread_first(order: Sequence[int], count: int | None) -> Sequence[int]:
+    """Returns `order` with `count` of its positions, evenly spread over it, before the others."""
+    if not count or count >= len(order):
+        return order
+    chosen = [order[place * len(order) // count] for place in range(count)]
+    left = set(order) - set(chosen)
+    return [*chosen, *(position for position in order if position in left)]

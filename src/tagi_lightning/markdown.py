@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def aligned_table(lines: Sequence[Sequence[str]]) -> str:
-    """Returns a table whose bars stand below each other; the first line is the heading, the first column is text."""
+def aligned_table(lines: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """Returns a table whose bars stand below each other, and which no cell's text can break.
+
+    Args:
+        lines: Cells line by line, of which the first is the heading.
+        texts: Leading columns of text, at the left of their cells; figures follow, at the right.
+    """
     cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(cells[0]))]
 
     def row(line: Sequence[str]) -> str:
-        figures = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        return "| " + " | ".join([line[0].ljust(widths[0]), *figures]) + " |"
+        words = [cell.ljust(width) for cell, width in zip(line[:texts], widths[:texts], strict=True)]
+        figures = [cell.rjust(width) for cell, width in zip(line[texts:], widths[texts:], strict=True)]
+        return "| " + " | ".join([*words, *figures]) + " |"
 
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|"
-    return "\n".join([row(cells[0]), rule, *map(row, cells[1:])])
+    rules = ["-" * (width + 2) for width in widths[:texts]] + ["-" * (width + 1) + ":" for width in widths[texts:]]
+    return "\n".join([row(cells[0]), f"|{'|'.join(rules)}|", *map(row, cells[1:])])
 
 
 def without_empty(lines: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tagi_lightning.backbones import GenerationConfig
-from tagi_lightning.inference.merging import WeightsLock
 from tagi_lightning.lora import LoraConfig
+from tagi_lightning.merging import WeightsLock
 from tagi_lightning.model import TagiConfig, TagiModel
 
 ONE_TASK = torch.zeros(3, dtype=torch.long)
