@@ -164,7 +164,7 @@ def test_choices_score_as_teacher_forcing_does(base, trained, batch, order, dist
 
 
 @torch.no_grad()
-def test_prepared_prefixes_are_taken_apart_and_joined(base, trained, batch):
+def test_prepared_prefixes_are_taken_apart_and_joined(base, trained, batch, distance):
     model = trained(base, config())
     instructions, inputs, labels = batch
     prepared = model.prepare(instructions)
@@ -176,7 +176,8 @@ def test_prepared_prefixes_are_taken_apart_and_joined(base, trained, batch):
         assert torch.equal(found, expected)
     assert {tensor.dtype for tensor in model.prepare(instructions, torch.bfloat16).tensors()} == {torch.bfloat16}
     fresh = model(inputs, labels, model.adapt(instructions), ORDERS["mixed"])
-    assert torch.equal(model(inputs, labels, join(parts), ORDERS["mixed"]), fresh)
+    # joined ones lie otherwise in memory, which some processors multiply in another order
+    assert distance(model(inputs, labels, join(parts), ORDERS["mixed"]), fresh) < 1e-5
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def test_configurations_that_the_evaluated_model_was_trained_with(record, evalua
     )  # fmt: skip
 
 
-METRICS = {"backbone_digest": "00", "weights_digest": "11", "overall": {"n": 2}}
+METRICS = {"backbone_digest": "00", "weights_digest": "11", "data_digest": "22", "overall": {"n": 2}}
 
 
 @pytest.mark.parametrize("damaged", ["config.yaml", "metrics.json"])
@@ -95,6 +95,7 @@ def test_evaluations_that_are_there_already(record, evaluator, tmp_path, monkeyp
     monkeypatch.setattr(stage, "configure_model", lambda: None)
     monkeypatch.setattr(stage, "checkpoint_backbone_digest", lambda: "00")
     monkeypatch.setattr(stage, "model", Model(), raising=False)
+    monkeypatch.setattr(evaluator, "data_digest", lambda name: "22")
 
     def read():
         evaluator.check_current("tagi", tmp_path)
