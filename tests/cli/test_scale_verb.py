@@ -3,7 +3,8 @@ from commands import tagi
 from table_cells import table_rows
 
 from tagi_lightning.costs.scale_report import devices_table, storage_table
-from tagi_lightning.costs.stage_step import STAGES, Execution, Workload
+from tagi_lightning.costs.stage_step import Execution, Workload
+from tagi_lightning.storage.run_layout import EVALUATE, STAGES
 
 
 def test_the_table_has_a_row_for_every_stage(capsys):
@@ -12,7 +13,7 @@ def test_the_table_has_a_row_for_every_stage(capsys):
     assert said.startswith("T5 tiny on 4 GPU(s), fsdp")
     header, _, *lines = table_rows(said)
     assert header[:2] == ["stage", "trained M"]
-    assert [line[0] for line in lines] == list(STAGES)
+    assert [line[0] for line in lines] == [*STAGES, EVALUATE]
     assert all(len(line) == len(header) for line in lines)
 
 

@@ -6,11 +6,12 @@ from tagi_lightning.backbones import SIZES, build_backbone
 from tagi_lightning.backbones.loading import t5_config
 from tagi_lightning.costs.scale import Cost, Memory, estimate, measure, memory, saved_bytes
 from tagi_lightning.costs.scale_report import device_cost, step_flops, workloads
-from tagi_lightning.costs.stage_step import STAGES, Execution, StageStep, Workload
+from tagi_lightning.costs.stage_step import Execution, StageStep, Workload
 from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
+from tagi_lightning.storage.run_layout import EVALUATE, STAGES
 
 VOCABULARY = 32128
 SHORT = Workload(tasks=2, examples=4, instruction=7, input=9, output=3, rank=4)
@@ -68,7 +69,7 @@ def test_operations_of_a_training_backbone_equal_a_hand_count():
     assert estimate("pretrain-backbone", "tiny", SHORT, PLAIN).flops == 3 * forward
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES, EVALUATE])
 def test_shapes_tell_what_a_real_step_keeps(stage):
     told, found = (function(stage, "tiny", SHORT, PLAIN) for function in (estimate, measure))
     assert told.activation_bytes == found.activation_bytes > 0

@@ -2,7 +2,8 @@ import pytest
 import yaml
 from commands import ROOT
 
-from tagi_lightning.reproduce.systems import CHAIN, System, load_system, merge
+from tagi_lightning.reproduce.systems import System, load_system, merge
+from tagi_lightning.storage.run_layout import CHAIN
 
 SYSTEMS = sorted((ROOT / "experiments" / "systems").glob("*.yaml"))
 

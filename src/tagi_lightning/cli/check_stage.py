@@ -14,7 +14,7 @@ from tagi_lightning.backbones import SIZES, build_backbone
 from tagi_lightning.backbones.causal import CONTEXT_TOO_SHORT, CausalBackbone
 from tagi_lightning.backbones.loading import refuse_float16, t5_config
 from tagi_lightning.cli.check_options import NO_TOKENIZER, Problems
-from tagi_lightning.cli.evaluate import METRICS, EvaluateCLI, Evaluator, check_systems
+from tagi_lightning.cli.evaluate import EvaluateCLI, Evaluator, check_systems
 from tagi_lightning.data.batch import IGNORE_INDEX, TaskBatch
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.evaluation.systems import SYSTEMS
@@ -23,11 +23,11 @@ from tagi_lightning.options import fits
 from tagi_lightning.stages import Stage
 from tagi_lightning.stages.align import Alignment, load_run_teachers
 from tagi_lightning.stages.backbone import BackbonePretraining
-from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.distill import Distillation
 from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.stages.pretrain import HypernetworkPretraining
 from tagi_lightning.stages.teachers import TeacherTraining
+from tagi_lightning.storage.run_layout import METRICS_FILE, model_folder
 from tagi_lightning.storage.serialization import CONFIG, read_folder
 
 SWITCHES = {"init_from": "none", "teachers": "none", "logits_teacher": "backbone"}
@@ -110,7 +110,7 @@ def check_stage(stage: Stage, data: Any, readable: bool, problems: Problems) -> 
 def teachers_folder(stage: Stage) -> Path:
     """Returns the folder of the teachers that a stage reads, its run's where it names none."""
     named = getattr(stage, "teachers", "auto")
-    return stage.run / "teachers" / MODEL if named == "auto" else Path(str(named))
+    return model_folder(stage.run, "teachers", str(named))
 
 
 def taught(stage: Stage) -> tuple[str, ...]:
@@ -257,6 +257,6 @@ def check_results(cli: EvaluateCLI, problems: Problems) -> None:
         evaluator.check_training()
     for name in cli.model.systems:
         target = evaluator.folder / name
-        if (target / METRICS).is_file() and not cli.config.overwrite:
+        if (target / METRICS_FILE).is_file() and not cli.config.overwrite:
             with problems.collected():
                 evaluator.check_current(name, target)

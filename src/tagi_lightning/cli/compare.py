@@ -9,8 +9,7 @@ from typing import Any
 from tagi_lightning.cli.command import options_of
 from tagi_lightning.markdown import aligned_table
 from tagi_lightning.report.checks import read_metrics
-
-PREDICTIONS = "predictions.jsonl"
+from tagi_lightning.storage.run_layout import EVALUATE, METRICS_FILE, PREDICTIONS_FILE
 
 COLUMNS = (
     ("accuracy_sum", "accuracy (sum)"),
@@ -34,7 +33,7 @@ def read_evaluations(run: Path) -> dict[str, dict[str, Any]]:
 
     found = {}
     for name in (*HEURISTICS, *SYSTEMS):
-        path = run / "evaluate" / name / "metrics.json"
+        path = run / EVALUATE / name / METRICS_FILE
         if path.is_file():
             found[name] = read_metrics(path)
     return found
@@ -60,7 +59,7 @@ def answered_otherwise(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> 
         for name, metrics in evaluated.items():
             counts = metrics["overall"]["n"], {task: row["n"] for task, row in metrics["by_task"].items()}
             of_training = name in SYSTEMS and SYSTEMS[name].data == "held_out"
-            path = Path(run) / "evaluate" / name / PREDICTIONS
+            path = Path(run) / EVALUATE / name / PREDICTIONS_FILE
             answered = None if of_training or not path.is_file() else digest(read_answers(path)[0])
             first_counts, first = references.setdefault(of_training, (counts, answered))
             if counts != first_counts or (answered and first and answered != first):

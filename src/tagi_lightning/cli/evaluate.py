@@ -31,9 +31,8 @@ from tagi_lightning.evaluation.sources import GENERATED
 from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
 from tagi_lightning.options import flatten
 from tagi_lightning.stages.evaluate import Evaluation
+from tagi_lightning.storage.run_layout import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE
 from tagi_lightning.storage.serialization import WEIGHTS
-
-PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 SAME = ("data.init_args.prompt", "backbone.instruction_layer")
 """Options that must be those of training: they decide what the hypernetwork reads."""
@@ -99,7 +98,7 @@ class Evaluator:
         self.check_training()
         for name in self.stage.systems:
             target = self.folder / name
-            if (target / METRICS).is_file() and not self.cli.config.overwrite:
+            if (target / METRICS_FILE).is_file() and not self.cli.config.overwrite:
                 self.check_current(name, target)
                 print(f"evaluate: {name} is already in {target}; --overwrite=true makes it again", flush=True)
                 continue
@@ -113,10 +112,10 @@ class Evaluator:
             facts |= {"system": name, "seed": self.cli.config.seed_everything, "data_digest": self.data_digest(name)}
             metrics = aggregate(rows) | facts
             target.mkdir(parents=True, exist_ok=True)
-            write_predictions(target / PREDICTIONS, rows, overwrite=True)
+            write_predictions(target / PREDICTIONS_FILE, rows, overwrite=True)
             config = yaml.safe_dump(self.options, sort_keys=False)
-            (target / "config.yaml").write_text(config, encoding="utf-8")
-            write_metrics(target / METRICS, metrics | environment(), overwrite=True)
+            (target / CONFIG_FILE).write_text(config, encoding="utf-8")
+            write_metrics(target / METRICS_FILE, metrics | environment(), overwrite=True)
         evaluations = read_evaluations(self.folder.parent) if self.cli.trainer.is_global_zero else {}
         if not evaluations:
             return
@@ -131,7 +130,7 @@ class Evaluator:
             RunFolderError: If the hypernetwork would read something else than in training, or the record of that is
                 damaged.
         """
-        record = self.stage.weights.parent / "config.yaml"
+        record = self.stage.weights.parent / CONFIG_FILE
         uses = any(SYSTEMS[name].adapter.generates for name in self.stage.systems if name in SYSTEMS)
         if not uses or not record.is_file():
             return
@@ -158,13 +157,13 @@ class Evaluator:
             RunFolderError: If there is any difference, or what tells it is damaged; the message names it.
         """
         again = f"remove {target}, or --overwrite=true makes it again"
-        old = read_mapping(target / "config.yaml", again, RunFolderError)
+        old = read_mapping(target / CONFIG_FILE, again, RunFolderError)
         free = ("model.init_args.systems", "model.init_args.flops", "trainer.")
         found = differences(old, self.options)
         if found:  # an option that was not there yet was at its default
             found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
         found = [line for line in found if not line.startswith(free)]
-        metrics = read_mapping(target / METRICS, again, RunFolderError)
+        metrics = read_mapping(target / METRICS_FILE, again, RunFolderError)
         if metrics.get("data_digest") != self.data_digest(name):
             found.append("the tasks have changed since")
         if name in SYSTEMS:

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain, stage_folder
 from tagi_lightning.cli.runs import (
-    CONFIG_FILE,
     RunFolderError,
     RunRecord,
     check_options,
@@ -25,13 +24,10 @@ from tagi_lightning.cli.system import expand_system
 from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.report import shortened
 from tagi_lightning.preemption import Preempted, preemption
-from tagi_lightning.stages.base import MODEL
 from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.storage.checkpoint_files import LAST, PREVIOUS, find_checkpoint, read_checkpoint
+from tagi_lightning.storage.run_layout import CONFIG_FILE, MODEL, STAGES, model_folder
 from tagi_lightning.storage.serialization import WEIGHTS
-
-STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill")
-"""The stages in the order of the chain."""
 
 tell = rank_zero_only(print)
 """Prints, on the first device alone."""
@@ -97,7 +93,7 @@ class FitCLI(TagiCLI):
 def inputs_of(config: Namespace) -> dict[str, str]:
     """Returns the digests of what a stage reads of earlier ones, by stage: those of its run, or those it names."""
     folder = stage_folder(config)
-    models = {stage: folder.parent / stage / MODEL for stage in STAGES[: STAGES.index(folder.name)]}
+    models = {stage: model_folder(folder.parent, stage) for stage in STAGES[: STAGES.index(folder.name)]}
     named = [config.backbone.name, *(config.model.init_args.get(option) for option in ("teachers", "init_from"))]
     for model in (Path(name) for name in named if name):
         if model.name == MODEL and model.parent.name in models:

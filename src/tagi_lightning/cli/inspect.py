@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tagi_lightning.cli.command import options_of, say
 from tagi_lightning.data.ranges import check_range
+from tagi_lightning.storage.run_layout import model_folder, runs_of
 
 if TYPE_CHECKING:
     from tagi_lightning.data.task import Task
@@ -155,7 +156,7 @@ def find_teachers(loaded: InstructedModel, teachers: str) -> LoraBank | None:
     model = loaded.model
     named = [] if teachers == "auto" else [Path(teachers)]
     assert model.source is not None
-    own = [run / "teachers" / "model" for run in model.source.resolve().parents[:2]]
+    own = [model_folder(run, "teachers") for run in runs_of(model.source)]
     for folder in named or [folder for folder in own if folder.is_dir()]:
         try:
             return load_bank(folder, model.backbone, model.config.lora).to(model.backbone.model.device)

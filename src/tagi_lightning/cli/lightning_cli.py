@@ -43,7 +43,7 @@ from tagi_lightning.data.task import Setting
 from tagi_lightning.data.tokenizer import TokenizerError, check_tokenizer
 from tagi_lightning.options import flatten
 from tagi_lightning.stages import Stage
-from tagi_lightning.stages.base import MODEL
+from tagi_lightning.storage.run_layout import CONFIG_FILE, model_folder
 
 # options of configuration classes are described under their fields
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -59,7 +59,7 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Writes the file, on rank zero."""
         assert isinstance(pl_module, Stage)
-        replace_text(pl_module.folder / "config.yaml", self.parser.dump(self.config, skip_none=False))
+        replace_text(pl_module.folder / CONFIG_FILE, self.parser.dump(self.config, skip_none=False))
 
 
 class TagiArgumentParser(LightningArgumentParser):
@@ -252,7 +252,7 @@ def find_tokenizer(tokenizer: str | None, backbone: BackboneConfig | Namespace, 
         return tokenizer
     if backbone.name not in SIZES:
         return locate(backbone.name)
-    trained = Path(run) / "pretrain-backbone" / MODEL
+    trained = model_folder(Path(run), "pretrain-backbone")
     if not trained.is_dir():
         raise TokenizerError(
             f"backbone {backbone.name!r} is trained from scratch and has no tokenizer of its own; give one: "

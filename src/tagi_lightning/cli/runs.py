@@ -19,8 +19,9 @@ from tagi_lightning.data.files import replace_text
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits, flatten, is_execution
+from tagi_lightning.storage.run_layout import CONFIG_FILE, RUN_FILE
 
-RUN_FILE, CONFIG_FILE, LOCK_FILE = "run.json", "config.yaml", ".lock"
+LOCK_FILE = ".lock"
 RECORD = {"seconds": float, "starts": int, "global_step": int, "inputs": dict, "init_from": str | None}
 """What is computed with of a run.json, with its types."""
 

@@ -117,7 +117,7 @@ def estimate(stage: str, size: str, work: Workload, execution: Execution) -> Cos
     """Tells the cost of one batch of `stage` on one device from shapes, with nothing computed.
 
     Args:
-        stage: One of `STAGES`.
+        stage: A stage, or evaluate.
         size: A built-in size.
         work: What the device reads of a batch.
         execution: How the stage runs.

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 from tagi_lightning.backbones import SIZES
 from tagi_lightning.costs.lengths import INPUT, INSTRUCTIONS, OUTPUT
 from tagi_lightning.costs.scale import GIB, Cost, Strategy, estimate, measure, memory
-from tagi_lightning.costs.stage_step import STAGES, Execution, Workload
+from tagi_lightning.costs.stage_step import Execution, Workload
 from tagi_lightning.markdown import aligned_table
+from tagi_lightning.storage.run_layout import EVALUATE, STAGES
 
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "fsdp", "deepspeed_stage_2")
 
@@ -40,7 +41,7 @@ def workloads(experiments: Path, size: str, setting: str) -> dict[str, Workload]
             raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
     if not (experiments / "stages").is_dir():
         raise FileNotFoundError(f"no experiment files in {experiments}; name their folder: --experiments FOLDER")
-    return {stage: _workload(stage, experiments, size, INSTRUCTIONS[setting]) for stage in STAGES}
+    return {stage: _workload(stage, experiments, size, INSTRUCTIONS[setting]) for stage in (*STAGES, EVALUATE)}
 
 
 def _workload(stage: str, experiments: Path, size: str, instruction: int) -> Workload:

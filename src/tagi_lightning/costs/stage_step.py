@@ -22,9 +22,7 @@ from tagi_lightning.data.batch import Tokens
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
 from tagi_lightning.losses import alignment_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-
-STAGES = ("pretrain-backbone", "teachers", "pretrain", "align", "distill", "evaluate")
-"""The stages in the order of the chain."""
+from tagi_lightning.storage.run_layout import EVALUATE, STAGES
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,8 @@ class StageStep(nn.Module):
             ValueError: If the stage is unknown.
         """
         super().__init__()
-        if stage not in STAGES:
-            raise ValueError(f"unknown stage {stage!r}; choose from {', '.join(STAGES)}")
+        if stage not in (*STAGES, EVALUATE):
+            raise ValueError(f"unknown stage {stage!r}; choose from {', '.join((*STAGES, EVALUATE))}")
         self.stage, self.work, self.execution = stage, work, execution
         if stage == "pretrain-backbone":
             self.backbone = build_backbone(t5_config(size, execution.vocabulary), size)

@@ -12,8 +12,7 @@ from tagi_lightning.backbones.loading import Dtype
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits, flatten
-
-RECORD = "config.yaml"
+from tagi_lightning.storage.run_layout import CONFIG_FILE, EVALUATE
 
 Option = TypeVar("Option")
 
@@ -45,9 +44,9 @@ class ModelRecord:
         if source is None:
             return None
         source = source.resolve()
-        own = source.parent / RECORD
+        own = source.parent / CONFIG_FILE
         run = source.parent.parent if own.is_file() else source.parent
-        for file in (run / "evaluate" / "tagi" / RECORD, own, run / "distill" / RECORD):
+        for file in (run / EVALUATE / "tagi" / CONFIG_FILE, own, run / "distill" / CONFIG_FILE):
             if file.is_file():
                 return cls(run, file, dict(flatten(read_mapping(file, "remove it to go on without"))))
         return None
@@ -55,7 +54,7 @@ class ModelRecord:
     @property
     def of_evaluation(self) -> bool:
         """Whether the options are those of an evaluation, and not of training."""
-        return self.file.parent.parent.name == "evaluate"
+        return self.file.parent.parent.name == EVALUATE
 
     @property
     def dtype(self) -> str:

@@ -17,11 +17,10 @@ from tagi_lightning.options import fits
 from tagi_lightning.report.checks import check_answers, check_description, read_metrics
 from tagi_lightning.report.files import ReportError, read_file, read_options
 from tagi_lightning.report.training import Training, trainings_of
+from tagi_lightning.storage.run_layout import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, SYSTEM_FILE
 
 MAX_SHOWN = 3
 """How many places with one reason are named."""
-
-METRICS, PREDICTIONS, CONFIG, DESCRIPTION = "metrics.json", "predictions.jsonl", "config.yaml", "system.yaml"
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def read_results(runs: Sequence[str | Path], held_out: Collection[str] = ()) -> 
     results, left_out, empty = [], [], []
     for run in dict.fromkeys(Path(run) for run in runs):
         folders = sorted(path for path in (*run.glob("evaluate/*"), *run.glob("systems/*/evaluate/*")) if path.is_dir())
-        if not any((folder / METRICS).is_file() for folder in folders):
+        if not any((folder / METRICS_FILE).is_file() for folder in folders):
             empty.append(f"{run} {'holds no evaluate/<system>/metrics.json' if run.is_dir() else 'is not there'}")
         for folder in folders:
             try:
@@ -134,11 +133,11 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
     Raises:
         ReportError: If a file is missing, damaged or of an older layout.
     """
-    metrics = read_metrics(folder / METRICS)
+    metrics = read_metrics(folder / METRICS_FILE)
     run = folder.parent.parent
-    described = run / DESCRIPTION
-    keys, answered = read_answers(folder / PREDICTIONS)
-    check_answers(folder / METRICS, metrics, answered)
+    described = run / SYSTEM_FILE
+    keys, answered = read_answers(folder / PREDICTIONS_FILE)
+    check_answers(folder / METRICS_FILE, metrics, answered)
     description = read_file(described) if described.is_file() else {}
     check_description(described, description)
     data = digest(keys)
@@ -149,7 +148,7 @@ def read_result(folder: Path, held_out: Collection[str] = ()) -> Result:
         system=str(metrics["system"]),
         seed=int(metrics["seed"]),
         metrics=metrics,
-        config=read_options(folder / CONFIG),
+        config=read_options(folder / CONFIG_FILE),
         description=description,
         data=data,
         trainings=trainings_of(run, metrics.get("weights")),

@@ -10,6 +10,7 @@ from typing import Any
 
 from tagi_lightning.report.checks import check_record
 from tagi_lightning.report.files import ReportError, read_file, read_options
+from tagi_lightning.storage.run_layout import CONFIG_FILE, RUN_FILE
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ def trainings_of(run: Path, weights: str | None) -> tuple[Training, ...]:
     stage = locate(run, weights)
     while stage is not None:
         if any(stage == later.folder for later in chain):
-            raise ReportError(f"{stage / 'run.json'}: what it starts from leads back to itself")
-        record = read_file(stage / "run.json")
-        check_record(stage / "run.json", record)
+            raise ReportError(f"{stage / RUN_FILE}: what it starts from leads back to itself")
+        record = read_file(stage / RUN_FILE)
+        check_record(stage / RUN_FILE, record)
         steps, batch = record.get("global_step") or 0, record.get("effective_batch")
         examples = steps * batch if batch else None
-        options = read_options(stage / "config.yaml")
+        options = read_options(stage / CONFIG_FILE)
         chain.append(Training(stage, steps, examples, record.get("trained_parameters"), record.get("seconds"), options))
         stage = locate(stage.parent, record["init_from"])
     return tuple(reversed(chain))
@@ -72,4 +73,4 @@ def locate(run: Path, model: str | None) -> Path | None:
     shared = run.parent.parent if run.parent.name == "systems" else run
     places = (stage, run / stage.name, shared / stage.name)
     # unlike Path.is_file, it takes what can be no file's name
-    return next((place for place in places if place.name and os.path.isfile(place / "run.json")), None)
+    return next((place for place in places if place.name and os.path.isfile(place / RUN_FILE)), None)

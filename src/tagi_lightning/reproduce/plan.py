@@ -15,7 +15,8 @@ from tagi_lightning.options import fits
 from tagi_lightning.reproduce.configurations import examples_seen, merged, needs_teachers, nested, select, stage_files
 from tagi_lightning.reproduce.jobs import Job
 from tagi_lightning.reproduce.rows import PlannedRow, digest
-from tagi_lightning.reproduce.systems import CHAIN, load_system, merge
+from tagi_lightning.reproduce.systems import load_system, merge
+from tagi_lightning.storage.run_layout import EVALUATE, METRICS_FILE, RUN_FILE, STAGES, SYSTEM_FILE, model_folder
 
 BUILT_IN = ("tiny", "small", "base", "large", "xl", "xxl")
 """Backbones that are trained from scratch; any other name is a pretrained one."""
@@ -23,7 +24,7 @@ BUILT_IN = ("tiny", "small", "base", "large", "xl", "xxl")
 TAUGHT = ("teachers", "mean_teachers", "nearest_teacher")
 """Systems of `tagi evaluate` that read the teachers."""
 
-BUDGET = ("pretrain-backbone", "teachers", *CHAIN, "evaluate")
+BUDGET = (*STAGES, EVALUATE)
 """What a budget may name."""
 
 DATA = "data"
@@ -207,7 +208,7 @@ class Planner:
             command=command("fit", configs, {"run": str(run), **options}),
             digest=digest(config),
             needs=tuple(need.name for need in needs),
-            results=(run / stage / "model",),
+            results=(model_folder(run, stage),),
             files=changes,
             config=config,
             system=system,
@@ -227,7 +228,7 @@ class Planner:
         files = {run / "evaluate.yaml": yaml.safe_dump(part, sort_keys=False)} if part else {}
         configs = (*self.grid.files("evaluate"), *files)
         asked = {"run": str(run), **options, "model.init_args.systems": f"[{', '.join(systems)}]"}
-        files[run / "system.yaml"] = yaml.safe_dump(self.describe(row, trained), sort_keys=False, allow_unicode=True)
+        files[run / SYSTEM_FILE] = yaml.safe_dump(self.describe(row, trained), sort_keys=False, allow_unicode=True)
         job = Job(
             name=f"{run.relative_to(self.grid.runs) / 'evaluate'}",
             kind="evaluate",
@@ -235,7 +236,7 @@ class Planner:
             command=command("evaluate", configs, asked),
             digest=digest(config),
             needs=tuple(need.name for need in needs),
-            results=tuple(run / "evaluate" / name / "metrics.json" for name in systems),
+            results=tuple(run / EVALUATE / name / METRICS_FILE for name in systems),
             files=files,
             config=config,
             system=row.slug,
@@ -308,7 +309,7 @@ def check_steps(jobs: Sequence[Job]) -> None:
         ValueError: If there is one, or its record is damaged; the message names it.
     """
     for job in jobs:
-        file = job.run / job.kind / "run.json"
+        file = job.run / job.kind / RUN_FILE
         if job.kind not in BUDGET[:-1] or not file.is_file():
             continue
         steps = read_mapping(file, f"remove {file.parent}, or give another --runs").get("global_step", 0)

@@ -11,9 +11,7 @@ from typing import Any
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.report import shortened
 from tagi_lightning.options import fits, flatten
-
-CHAIN = ("pretrain", "align", "distill")
-"""Stages that a system has for itself, in order; backbone and teachers are shared by all."""
+from tagi_lightning.storage.run_layout import CHAIN
 
 SECTIONS = ("tagi", "data", *CHAIN, "evaluate")
 KEYS = frozenset({"title", "chain", "logits_teacher", "inherits", *SECTIONS})

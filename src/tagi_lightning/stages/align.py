@@ -14,8 +14,9 @@ from tagi_lightning.data.ranges import check_range
 from tagi_lightning.lora import LoraBank, LoraConfig, LoraWeights
 from tagi_lightning.losses import alignment_loss
 from tagi_lightning.model import TagiConfig
-from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig
+from tagi_lightning.stages.base import MissingInputError, OptimizerConfig
 from tagi_lightning.stages.tagi import TagiStage
+from tagi_lightning.storage.run_layout import model_folder
 from tagi_lightning.storage.serialization import load_bank
 from tagi_lightning.updates import update_cosine
 
@@ -46,7 +47,7 @@ def load_run_teachers(run: Path, teachers: str, backbone: Backbone, lora: LoraCo
     Raises:
         MissingInputError: If they are not there.
     """
-    folder = run / "teachers" / MODEL if teachers == "auto" else Path(teachers)
+    folder = model_folder(run, "teachers", teachers)
     if not folder.is_dir():
         raise MissingInputError(
             f"the teachers' adapters are needed and {folder} is not there; make them: make teachers, "

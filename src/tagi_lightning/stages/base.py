@@ -18,11 +18,8 @@ from tagi_lightning.backbones import SIZES, Backbone, BackboneConfig, load_backb
 from tagi_lightning.backbones.loading import DECODER_ONLY_SIZES, refuse_float16
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.stages.sharing import over_devices, part_weight
+from tagi_lightning.storage.run_layout import model_folder
 from tagi_lightning.storage.serialization import ModelFolderError
-
-MODEL = "model"
-"""Name of the folder a stage leaves its weights in, under RUN/<stage>."""
-
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Precisions of the trainer that keep trained weights in float32."""
@@ -295,7 +292,7 @@ def resolve_backbone(run: Path, config: BackboneConfig) -> BackboneConfig:
     """
     if config.name not in SIZES:
         return config
-    folder = run / "pretrain-backbone" / MODEL
+    folder = model_folder(run, "pretrain-backbone")
     if not (folder / "config.json").is_file():
         raise MissingInputError(
             f"backbone {config.name!r} is trained from scratch and {folder} is not there yet; "

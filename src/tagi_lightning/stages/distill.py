@@ -24,9 +24,10 @@ from tagi_lightning.losses import (
 )
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.align import AlignmentConfig, check_categories, load_run_teachers
-from tagi_lightning.stages.base import MODEL, OptimizerConfig, resolve_backbone
+from tagi_lightning.stages.base import OptimizerConfig, resolve_backbone
 from tagi_lightning.stages.logits_teacher import load_teacher_folder
 from tagi_lightning.stages.tagi import TagiStage
+from tagi_lightning.storage.run_layout import MODEL
 
 CATEGORY, BACKBONE = "category", "backbone"
 """Logits teachers that are no folder: eq. 5's, and the bare backbone."""

@@ -17,9 +17,10 @@ from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraBank
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.align import check_categories
-from tagi_lightning.stages.base import MODEL, OptimizerConfig, Stage, resolve_backbone
+from tagi_lightning.stages.base import OptimizerConfig, Stage, resolve_backbone
 from tagi_lightning.stages.few_shot import FewShotConfig
 from tagi_lightning.stages.sharing import gather, merge_predictions
+from tagi_lightning.storage.run_layout import model_folder
 from tagi_lightning.storage.serialization import load_bank, load_own_tagi
 
 
@@ -57,8 +58,8 @@ class Evaluation(Stage):
         super().__init__(run, backbone, OptimizerConfig())
         self.generation = generation
         self.systems = tuple(systems)
-        self.weights = run_folder(run, "distill") if weights == "auto" else Path(weights)
-        self.teachers = run_folder(run, "teachers") if teachers == "auto" else Path(teachers)
+        self.weights = model_folder(self.run, "distill", weights)
+        self.teachers = model_folder(self.run, "teachers", teachers)
         self.flops = flops
         self.few_shot = few_shot
         self.system = self.systems[0] if self.systems else ""
@@ -134,11 +135,6 @@ class Evaluation(Stage):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Returns nothing: an evaluation has no state."""
         return {}
-
-
-def run_folder(run: str, stage: str) -> Path:
-    """Returns the model folder of a run's stage."""
-    return Path(run) / stage / MODEL
 
 
 def bare_model(backbone: Any) -> TagiModel:

@@ -20,8 +20,9 @@ from tagi_lightning.evaluation.systems import to_predictions
 from tagi_lightning.inference.answers import answer
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.stages.base import MODEL, MissingInputError, OptimizerConfig, Stage
+from tagi_lightning.stages.base import MissingInputError, OptimizerConfig, Stage
 from tagi_lightning.stages.sharing import gather_rows
+from tagi_lightning.storage.run_layout import model_folder
 from tagi_lightning.storage.serialization import check_backbone, load_tagi_weights, read_folder, save_tagi
 from tagi_lightning.updates import mean_norms
 
@@ -137,7 +138,7 @@ class TagiStage(Stage):
         if self.init_from != "auto" and self.init_from not in self.previous:
             return Path(self.init_from)
         stages = self.automatic if self.init_from == "auto" else (self.init_from,)
-        folders = [self.run / stage / MODEL for stage in stages]
+        folders = [model_folder(self.run, stage) for stage in stages]
         found = next((folder for folder in folders if folder.is_dir()), None)
         if stages and found is None:
             raise MissingInputError(

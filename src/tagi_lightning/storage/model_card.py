@@ -10,6 +10,7 @@ from tagi_lightning import __version__
 from tagi_lightning.markdown import aligned_table
 from tagi_lightning.model import TagiModel
 from tagi_lightning.report.checks import read_metrics
+from tagi_lightning.storage.run_layout import EVALUATE, METRICS_FILE, runs_of
 
 Metrics = Mapping[str, Mapping[str, float]]
 """Averages over the test tasks by system."""
@@ -37,8 +38,8 @@ def run_metrics(folder: Path, model: TagiModel) -> dict[str, dict[str, float]]:
     """
     found = {}
     digest, backbone_digest = model.digest(), model.backbone.digest()
-    for run in folder.resolve().parents[:2]:
-        for file in sorted(run.glob("evaluate/*/metrics.json")):
+    for run in runs_of(folder):
+        for file in sorted(run.glob(f"{EVALUATE}/*/{METRICS_FILE}")):
             metrics, system = read_metrics(file), file.parent.name
             of_weights = metrics.get("weights_digest") == digest
             of_backbone = system in BACKBONE_SYSTEMS and metrics.get("backbone_digest") == backbone_digest
