@@ -17,13 +17,12 @@ from tagi_lightning.data.causal_prompts import PromptKind, prompt_form
 from tagi_lightning.data.collate import InstructionDataset, TaskCollator
 from tagi_lightning.data.epochs import EpochSampler
 from tagi_lightning.data.instruction import InstructionPrompts
-from tagi_lightning.data.paraphrase import paraphrase
 from tagi_lightning.data.prompts import PlainForm, PromptAssembler, PromptForm
 from tagi_lightning.data.ranges import check_range
 from tagi_lightning.data.reading import SplitName, by_split, load_or_read
 from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.sampler import EvaluationSampler, InstructionSampler, TaskBatchSampler, task_lengths
-from tagi_lightning.data.splits import ValSplit, check_counts, demonstrations_as_instances, exchange_instructions
+from tagi_lightning.data.splits import ValSplit, check_counts, exchange_instructions
 from tagi_lightning.data.task import DEMONSTRATIONS, SETTINGS, Setting, Task, TaskSplits
 from tagi_lightning.data.token_cache import load_or_tokenize
 from tagi_lightning.data.tokenized import TokenizedTasks, check_lengths
@@ -230,70 +229,26 @@ class InstructionDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Returns training batches, or batches of instructions where `instructions_only` is set."""
-        loader = self.instruction_dataloader() if self.instructions_only else self._training(self.tasks["train"])
+        loader = self.instruction_dataloader() if self.instructions_only else self.training_loader(self.tasks["train"])
         loader.batch_sampler.together = self.together
         return loader
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
         """Returns the validation tasks' instances, or no loader where nothing is held out."""
-        return self._evaluation(self.tasks["validation"]) if "validation" in self.tasks else []
+        return self.evaluation_loader(self.tasks["validation"]) if "validation" in self.tasks else []
 
     def test_dataloader(self) -> ResumableLoader | list[Any]:
         """Returns the test tasks' instances, or no loader where there are none."""
-        return self._evaluation(self.tasks["test"]) if "test" in self.tasks else []
+        return self.evaluation_loader(self.tasks["test"]) if "test" in self.tasks else []
 
     def held_out_dataloader(self) -> ResumableLoader | list[Any]:
         """Returns instances of the training tasks that training never shows, if any are left."""
         unseen = self._load(DataReport(str(self.folder)), HELD_OUT_INSTANCES)
-        return self._evaluation(unseen["train"]) if "train" in unseen else []
-
-    def wrong_instruction_dataloader(self) -> ResumableLoader:
-        """Returns the test tasks' instances, each task under another test task's instruction."""
-        return self._evaluation(self.exchanged_tasks)
-
-    def paraphrased_dataloader(self) -> ResumableLoader:
-        """Returns the test tasks' instances, each task under its own instruction in other words."""
-        return self._evaluation(self._tokenized([paraphrase(task) for task in self.splits.test]))
-
-    def member_dataloaders(self) -> list[ResumableLoader]:
-        """Returns the test tasks' instances once for each demonstration, which stands alone in its batches.
-
-        There are as many as `demonstrations` asks for and every test task has within `max_input_length`.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        least = min(len(self.assembler.fitting(task.demonstrations)) for task in self.tasks["test"].tasks)
-        if not (members := min(self.demonstrations, least)):
-            raise ValueError(
-                f"an ensemble reads one demonstration at a time; data.demonstrations={self.demonstrations} are asked "
-                f"for and some test task has {least} that fit: ask for some, and in P3 draw them with data.shots"
-            )
-        return [self._evaluation(self.tasks["test"], member) for member in range(members)]
-
-    def few_shot_dataloaders(self) -> dict[str, tuple[ResumableLoader, ResumableLoader]]:
-        """Returns, for each category of the test tasks, batches of its demonstrations to train on, and its instances.
-
-        Raises:
-            ValueError: If a test task has no demonstration.
-        """
-        found: dict[str, list[Task]] = {}
-        for task in self.splits.test:
-            found.setdefault(task.category, []).append(task)
-        loaders = {}
-        for category, tasks in found.items():
-            shots = self._tokenized([demonstrations_as_instances(task) for task in tasks])
-            loaders[category] = self._training(shots), self._evaluation(self._tokenized(tasks))
-        return loaders
+        return self.evaluation_loader(unseen["train"]) if "train" in unseen else []
 
     def exchange(self) -> Sequence[Task]:
         """Returns the test tasks, each with another one's instruction."""
         return exchange_instructions(self.splits.test, self.seed)
-
-    @cached_property
-    def exchanged_tasks(self) -> TokenizedTasks:
-        """The tokenised tasks of `exchange`."""
-        return self._tokenized(self.exchange())
 
     def find_task(self, name: str) -> Task:
         """Returns the task called `name`.
@@ -338,18 +293,21 @@ class InstructionDataModule(L.LightningDataModule):
         read = partial(self.read, held_out_instances=held_out_instances)
         files = self.source_files()
         if files is None:
-            return {name: self._tokenized(tasks) for name, tasks in by_split(read(report)).items()}
+            return {name: self.tokenized(tasks) for name, tasks in by_split(read(report)).items()}
         options = {**self.read_options, "reader": type(self).read.__qualname__, "held_out": held_out_instances}
         return load_or_read(read, files, options, report, self.tokenizer, self.cache_dir, self.form)
 
-    def _tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
+    def tokenized(self, tasks: Sequence[Task]) -> TokenizedTasks:
+        """Returns the tasks tokenised, from the cache where it has them."""
         return load_or_tokenize(tasks, self.tokenizer, self.cache_dir, self.form)
 
-    def _training(self, tasks: TokenizedTasks) -> ResumableLoader:
+    def training_loader(self, tasks: TokenizedTasks) -> ResumableLoader:
+        """Returns training batches of tasks."""
         counts = (self.tasks_per_batch, self.instances_per_task, self.seed, self.pool_batches)
         return self._loader(tasks, TaskBatchSampler(task_lengths(tasks, self.assembler), *counts, *self._place))
 
-    def _evaluation(self, tasks: TokenizedTasks, member: int | None = None) -> ResumableLoader:
+    def evaluation_loader(self, tasks: TokenizedTasks, member: int | None = None) -> ResumableLoader:
+        """Returns each of the tasks' instances once; beside one demonstration alone where `member` is its place."""
         lengths = task_lengths(tasks, self.assembler)
         return self._loader(tasks, EvaluationSampler(lengths, self.eval_batch_size, *self._place), member)
 

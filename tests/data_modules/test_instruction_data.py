@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_modules import CustomDataModule, SNIDataModule, SyntheticDataModule
+from data_modules.evaluation import EvaluationData
 from data_modules.instruction import InstructionDataModule
 from tagi_lightning.data.report import DataError
 from tagi_lightning.data.synthetic import SyntheticConfig
@@ -302,7 +303,7 @@ def test_real_tasks_are_padded_little_and_start_again_fast(tmp_path):
 def test_no_member_of_an_ensemble_goes_without_a_demonstration(folder):
     data = module(folder, demonstrations=2, with_prompt=True)
     data.setup("test")
-    members = data.member_dataloaders()
+    members = EvaluationData(data).members()
     assert len(members) == 2
     for loader in members:
         for shown in loader:
@@ -312,4 +313,4 @@ def test_no_member_of_an_ensemble_goes_without_a_demonstration(folder):
     short = module(folder, demonstrations=2, with_prompt=True, max_input_length=frame + longest - 1)
     short.setup("test")
     with pytest.raises(ValueError, match="some test task has 0 that fit"):
-        short.member_dataloaders()
+        EvaluationData(short).members()

@@ -6,6 +6,7 @@ import torch
 import yaml
 
 from data_modules import P3DataModule
+from data_modules.evaluation import EvaluationData
 from tagi_lightning.data.p3.lists import test_datasets as all_test_datasets
 from tagi_lightning.data.p3.lists import train_datasets
 from tagi_lightning.data.vocabulary import train_vocabulary
@@ -145,7 +146,7 @@ def test_wrong_instructions_are_of_another_data_set(folder):
         for batch in data.test_dataloader()
         for name, ids in zip(batch.tasks, rows(batch.instruction), strict=True)
     }
-    for batch in data.wrong_instruction_dataloader():
+    for batch in EvaluationData(data).wrong_instruction():
         for name, ids in zip(batch.tasks, rows(batch.instruction), strict=True):
             assert ids != right[name]
             assert ids in right.values()

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch.utils.data import DataLoader
 
-from data_modules.control_instructions import ControlInstructions
+from data_modules.evaluation import ControlInstructions, EvaluationData
 from tagi_lightning.cli.compare import benchmark_lines, comparison_table, read_evaluations
 from tagi_lightning.cli.errors import told_plainly
 from tagi_lightning.cli.lightning_cli import TagiCLI, defaults_of, locate_stage, plain
@@ -18,7 +17,6 @@ from tagi_lightning.cli.runs import RunFolderError, differences, environment
 from tagi_lightning.cli.stage_option import expand_stage
 from tagi_lightning.cli.system import expand_system
 from tagi_lightning.costs.flops import token_formula
-from tagi_lightning.data.batch import TaskBatch
 from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
@@ -28,7 +26,7 @@ from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
 from tagi_lightning.evaluation.predictions import Prediction, write_metrics, write_predictions
 from tagi_lightning.evaluation.sources import GENERATED
-from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, SystemSpec, measure_flops
+from tagi_lightning.evaluation.systems import HEURISTICS, SYSTEMS, measure_flops
 from tagi_lightning.options import flatten
 from tagi_lightning.stages.evaluate import Evaluation
 from tagi_lightning.storage.run_layout import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE
@@ -85,7 +83,8 @@ class Evaluator:
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
         self.stage.trainer = cli.trainer
-        self.stage.instructions = ControlInstructions(self.data)
+        self.evaluation = EvaluationData(self.data)
+        self.stage.instructions = ControlInstructions(self.evaluation)
 
     def run(self) -> None:
         """Evaluates every system that has no result yet, and prints the table of all of them."""
@@ -196,27 +195,6 @@ class Evaluator:
         trainer = self.cli.trainer
         return bool(trainer.fast_dev_run) or trainer.limit_test_batches != 1.0  # type: ignore[attr-defined]
 
-    def loaders(self, spec: SystemSpec) -> list[DataLoader[TaskBatch]]:
-        """Returns the batches that a system reads, pass by pass."""
-        if spec.data == "each_demonstration":
-            return list(self.data.member_dataloaders())
-        if spec.data == "few_shot":
-            return [instances for _, instances in self.data.few_shot_dataloaders().values()]
-        return [self.loader(spec)]
-
-    def loader(self, spec: SystemSpec) -> DataLoader[TaskBatch]:
-        """Returns the batches of a system that reads them in one pass."""
-        loaders = {
-            "test": self.data.test_dataloader,
-            "wrong_instruction": self.data.wrong_instruction_dataloader,
-            "paraphrased": self.data.paraphrased_dataloader,
-            "held_out": self.data.held_out_dataloader,
-        }
-        loader: DataLoader[TaskBatch] = loaders[spec.data]()
-        if not loader:
-            raise ValueError("training leaves no instances to score the teachers on; lower data.max_train_instances")
-        return loader
-
     def heuristic(self, name: str) -> tuple[list[Prediction], dict[str, Any]]:
         """Returns the rows of a system without a model."""
         tasks = self.data.splits.test
@@ -227,11 +205,11 @@ class Evaluator:
         stage, spec = self.stage, SYSTEMS[name]
         stage.system = name
         if spec.data == "each_demonstration":
-            answered = answer_by_members(self.cli.trainer, stage, self.data)
+            answered = answer_by_members(self.cli.trainer, stage, self.evaluation)
         elif spec.data == "few_shot":
-            answered = answer_by_data_sets(self.cli.trainer, stage, self.data)
+            answered = answer_by_data_sets(self.cli.trainer, stage, self.evaluation)
         else:
-            answered = answer_once(self.cli.trainer, stage, self.loader(spec))
+            answered = answer_once(self.cli.trainer, stage, self.evaluation.loader(spec.data))
         facts: dict[str, Any] = {
             "seconds": round(answered.seconds, 3),
             "backbone": stage.backbone.name,
@@ -266,7 +244,7 @@ class Evaluator:
         if name not in self._flops:
             spec, stage = SYSTEMS[name], self.stage
             model = stage.model if spec.adapter.generates else stage.bare
-            loaders = self.loaders(spec)
+            loaders = self.evaluation.passes(spec.data)
             for loader in loaders:
                 loader.batch_sampler.take_whole()  # type: ignore[union-attr]
             self._flops[name] = sum(measure_flops(spec, model, loader, stage.controls) for loader in loaders)
@@ -276,7 +254,7 @@ class Evaluator:
         """Returns the paper's token-count formula on this data's own mean lengths."""
         instruction = inputs = examples = tasks = 0
         seen: set[str] = set()
-        loader = self.loader(SYSTEMS["tagi"])
+        loader = self.evaluation.loader("test")
         loader.batch_sampler.take_whole()  # type: ignore[union-attr]
         for batch in loader:
             inputs += int(batch.input.mask.sum())

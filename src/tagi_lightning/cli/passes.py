@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from data_modules.evaluation import EvaluationData
 from tagi_lightning.evaluation.ensemble import average_predictions
 from tagi_lightning.evaluation.predictions import Prediction
 from tagi_lightning.stages.evaluate import Evaluation
@@ -35,7 +36,7 @@ def answer_once(trainer: Trainer, stage: Evaluation, loader: Any) -> Answered:
     return Answered(stage.rows, stage.seconds)
 
 
-def answer_by_members(trainer: Trainer, stage: Evaluation, data: Any) -> Answered:
+def answer_by_members(trainer: Trainer, stage: Evaluation, data: EvaluationData) -> Answered:
     """Answers the test tasks once beside each demonstration, and averages.
 
     Raises:
@@ -47,12 +48,12 @@ def answer_by_members(trainer: Trainer, stage: Evaluation, data: Any) -> Answere
             f"the system ensemble reads a demonstration before each prompt, and the model in {stage.weights} reads "
             f"{stage.model.config.reads}: train one with tagi.reads=demonstrations"
         )
-    members = [answer_once(trainer, stage, loader) for loader in data.member_dataloaders()]
+    members = [answer_once(trainer, stage, loader) for loader in data.members()]
     rows = average_predictions([member.rows for member in members])
     return Answered(rows, sum(member.seconds for member in members), {"members": len(members)})
 
 
-def answer_by_data_sets(trainer: Trainer, stage: Evaluation, data: Any) -> Answered:
+def answer_by_data_sets(trainer: Trainer, stage: Evaluation, data: EvaluationData) -> Answered:
     """Answers the test tasks data set by data set, each after training the backbone on the demonstrations of it.
 
     Raises:
@@ -62,10 +63,11 @@ def answer_by_data_sets(trainer: Trainer, stage: Evaluation, data: Any) -> Answe
         raise ValueError("full_ft trains on one device, in 32-true or bf16-mixed: change --trainer.devices, .precision")
     stage.configure_model()
     config, rows, seconds, trained = stage.few_shot, [], 0.0, 0.0
-    loaders = data.few_shot_dataloaders()
+    loaders = data.few_shot()
     for name, (shots, instances) in loaders.items():
         stage.to(trainer.strategy.root_device)
-        print(f"evaluate: full_ft trains {config.steps} steps on {len(shots.dataset)} rows of {name}", flush=True)
+        count = len(shots.dataset)  # type: ignore[arg-type]  # it has a length, which torch's type does not say
+        print(f"evaluate: full_ft trains {config.steps} steps on {count} rows of {name}", flush=True)
         start = time.perf_counter()
         with fine_tuned(stage.bare.backbone, shots.forever(), config, trainer.precision_plugin.forward_context):
             trained += time.perf_counter() - start

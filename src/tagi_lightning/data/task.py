@@ -24,6 +24,12 @@ def checked_settings(settings: Sequence[str]) -> tuple[str, ...]:
     return tuple(settings)
 
 
+DataKind = Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
+"""Which instances a system answers: of test tasks, those each with another test task's instruction or with its own in
+other words, or held-out ones of the training tasks; or of test tasks in passes, one for each demonstration, or one for
+each data set after training on its demonstrations."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demonstration:
     """One worked example that an instruction may show."""

@@ -18,7 +18,7 @@ from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.caches.adapters import AdapterCache
 from tagi_lightning.costs.flops import count_flops, eager_attention
 from tagi_lightning.data.batch import TaskBatch, Tokens
-from tagi_lightning.data.task import Task
+from tagi_lightning.data.task import DataKind, Task
 from tagi_lightning.evaluation import sources
 from tagi_lightning.evaluation.controls import Controls
 from tagi_lightning.evaluation.predictions import Prediction
@@ -34,15 +34,13 @@ class SystemSpec:
     Attributes:
         reads: The bare input, instruction and input concatenated, or what the trained model was trained to read.
         adapter: What gives each batch its adapters.
-        data: Test tasks, those each with another test task's instruction or with its own in other words, or held-out
-            training instances; or test tasks in passes, one for each demonstration, or one for each data set after
-            training on its demonstrations.
+        data: Which instances it answers.
         title: What tables call it.
     """
 
     reads: Literal["input", "prompt", "trained"]
     adapter: AdapterSource
-    data: Literal["test", "wrong_instruction", "paraphrased", "held_out", "each_demonstration", "few_shot"]
+    data: DataKind
     title: str
 
     @property

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from data_modules import SyntheticDataModule
-from data_modules.control_instructions import ControlInstructions
+from data_modules.evaluation import ControlInstructions, EvaluationData
 from tagi_lightning.data.synthetic import SyntheticConfig
 
 CONFIG = SyntheticConfig(train_instances=2, test_instances=2, documents_per_task=1)
@@ -32,7 +32,7 @@ def of_loader(loader):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_all_tasks_of_a_split_come_in_order_in_their_first_phrasing(data, split):
-    batches = list(ControlInstructions(data).of_split(split))
+    batches = list(ControlInstructions(EvaluationData(data)).of_split(split))
     tasks = data.tasks[split].tasks
     assert [name for batch in batches for name in batch.tasks] == [task.name for task in tasks]
     found = [row for batch in batches for row in rows(batch.instruction)]
@@ -44,18 +44,18 @@ def test_all_tasks_of_a_split_come_in_order_in_their_first_phrasing(data, split)
 
 
 def test_the_wrong_instructions_are_those_of_the_system_with_another_tasks_instruction(data):
-    wrong, _ = of_loader(data.wrong_instruction_dataloader())
+    wrong, _ = of_loader(EvaluationData(data).wrong_instruction())
     names = list(wrong)[:5]
-    assert rows(ControlInstructions(data).wrong(names)) == [wrong[name] for name in names]
+    assert rows(ControlInstructions(EvaluationData(data)).wrong(names)) == [wrong[name] for name in names]
 
 
 def test_paraphrased_tasks_differ_in_the_definition_alone(data):
     right, examples = of_loader(data.test_dataloader())
-    other, same = of_loader(data.paraphrased_dataloader())
+    other, same = of_loader(EvaluationData(data).paraphrased())
     assert examples == same
     for task in data.tasks["test"].tasks:
         assert right[task.name] != other[task.name]
         assert other[task.name] == data.assembler.instruction(task.definitions[1], task.demonstrations)
     by_task = {batch.tasks: batch for batch in data.test_dataloader()}
-    for batch in data.paraphrased_dataloader():
+    for batch in EvaluationData(data).paraphrased():
         assert not torch.equal(batch.prompt.ids, by_task[batch.tasks].prompt.ids)
