@@ -290,6 +290,14 @@ def test_results_of_other_teachers_are_not_shown_as_todays(chain, task_set, tmp_
     assert "the teachers were trained on since" in capsys.readouterr().err
 
 
+def test_teachers_that_a_system_does_not_use_make_no_difference(chain, task_set, tmp_path, capsys):
+    copy_stages(chain, tmp_path, "pretrain-backbone", "distill")
+    arguments = command("evaluate", tmp_path, task_set, systems("tagi"), "--model.init_args.flops=false")
+    assert tagi([*arguments, f"--model.init_args.teachers={chain / 'teachers' / 'model'}"]) == 0
+    assert tagi([*arguments, "--model.init_args.teachers=none"]) == 0
+    assert "tagi is already in" in capsys.readouterr().out
+
+
 def test_teachers_of_other_categories_are_refused(chain, task_set, tmp_path, capsys):
     copy_stages(chain, tmp_path / "run", "pretrain-backbone", "teachers")
     options = [systems("nearest_teacher"), "--data.init_args.categories=[first,last]"]

@@ -141,6 +141,17 @@ def test_options_that_one_run_did_not_have_and_places_are_no_difference(tmp_path
     assert column.cells[0].seeds == [0, 1]
 
 
+@pytest.mark.parametrize("uses", [False, True])
+def test_teachers_count_where_the_system_uses_them(tmp_path, uses):
+    for seed, teachers in enumerate(("none", "runs/t/teachers/model")):
+        options = {"model": {"init_args": {"teachers": teachers}}}
+        facts = {"teachers": teachers} if uses else {}
+        write_evaluation(tmp_path / f"s{seed}", seed=seed, options={"seed_everything": seed} | options, **facts)
+    (column,), left_out = columns_of(tmp_path / "s0", tmp_path / "s1")
+    assert column.cells[0].seeds == ([0] if uses else [0, 1])
+    assert bool(left_out) is uses
+
+
 def test_another_budget_is_left_out_or_marked(tmp_path):
     trained(tmp_path / "systems" / "a", name="tagi")
     trained(tmp_path / "systems" / "b", name="hint", steps=99)

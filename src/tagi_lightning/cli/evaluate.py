@@ -157,11 +157,12 @@ class Evaluator:
         """
         again = f"remove {target}, or --overwrite=true makes it again"
         old = read_mapping(target / CONFIG_FILE, again, RunFolderError)
-        free = ("model.init_args.systems", "model.init_args.flops", "trainer.")
+        # of weights and teachers their digests count, and of a system that uses none nothing
+        free = tuple(f"model.init_args.{name}" for name in ("systems", "flops", "weights", "teachers"))
         found = differences(old, self.options)
         if found:  # an option that was not there yet was at its default
             found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
-        found = [line for line in found if not line.startswith(free)]
+        found = [line for line in found if not line.startswith((*free, "trainer."))]
         metrics = read_mapping(target / METRICS_FILE, again, RunFolderError)
         if metrics.get("data_digest") != self.data_digest(name):
             found.append("the tasks have changed since")

@@ -178,7 +178,10 @@ def one_cell(row: Row, by_seed: Mapping[int, list[Result]], left_out: list[LeftO
 def differences(first: Result, second: Result) -> list[str]:
     """Lists the options of two results, and of the training behind them, that differ in more than place and speed."""
     found = []
-    pairs: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [("evaluate", first.config, second.config)]
+    # which teachers an evaluation was given counts where its system uses them
+    left = set() if "teachers" in first.metrics else {"model.init_args.teachers"}
+    evaluated = [{key: config[key] for key in config.keys() - left} for config in (first.config, second.config)]
+    pairs: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [("evaluate", evaluated[0], evaluated[1])]
     stages = {training.stage: training for training in second.trainings}
     for training in first.trainings:
         if other := stages.get(training.stage):
