@@ -57,7 +57,7 @@ grid = --taskset $(TASKSET) --size $(SIZE) --seeds '$(SEEDS)' --data '$(DATA)' -
   $(if $(CORPORA),--corpora '$(call listed,$(CORPORA))')
 reported = --runs '$(or $(RUNS),$(call listed,$(wildcard runs/$(TASKSET)-$(SIZE)-s*)))' \
   --output '$(or $(OUTPUT),runs/reports/$(TASKSET)-$(SIZE)/$(or $(TABLE),all))' \
-  $(if $(TABLE),--table '$(TABLE)' --taskset $(TASKSET) $(if $(filter file,$(origin SETTING)),,--settings $(SETTING)))
+  $(if $(TABLE),--table '$(TABLE)' --taskset $(TASKSET)) $(if $(filter file,$(origin SETTING)),,--settings $(SETTING))
 
 # demo-lm: on synthetic tasks everything is in the size's configuration; real ones are cut short
 LM_RUN = $(if $(filter file,$(origin RUN)),runs/demo-lm,$(RUN))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
-from data_modules.instruction import InstructionDataModule
+from data_modules.instruction import HELD_OUT_INSTANCES, InstructionDataModule
 from data_modules.loader import ResumableLoader
 from tagi_lightning.data.batch import TaskBatch, Tokens
 from tagi_lightning.data.paraphrase import paraphrase
+from tagi_lightning.data.report import DataReport
 from tagi_lightning.data.splits import demonstrations_as_instances
 from tagi_lightning.data.task import DataKind, Task
 from tagi_lightning.data.tokenized import TokenizedTask, TokenizedTasks
@@ -22,6 +23,12 @@ class EvaluationData:
     def __init__(self, data: InstructionDataModule) -> None:
         """Takes a data module that is set up."""
         self.data = data
+
+    def tasks(self, kind: DataKind) -> Sequence[Task]:
+        """Returns the tasks that a kind's instances are of, with their texts."""
+        if kind == "held_out":
+            return self.data.read(DataReport(str(self.data.folder)), HELD_OUT_INSTANCES).train
+        return self.data.splits.test
 
     def passes(self, kind: DataKind) -> list[ResumableLoader]:
         """Returns the batches of a kind, pass by pass.

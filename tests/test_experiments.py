@@ -138,6 +138,9 @@ def test_who_is_taught_by_the_prompt_is_given_it_whatever_the_size_does_itself(s
             assert select(config, "data.init_args.with_prompt"), row.title
         if row.system.name == "tagi-paper":
             taught += needs_teachers(config)
+            named = row.system.part("distill").get("model", {}).get("init_args", {}).get("logits_teacher")
+            assert select(config, "model.init_args.logits_teacher") == named, row.title
+            assert named in ("category", "backbone"), row.title
     assert taught > 20
 
 

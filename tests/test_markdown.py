@@ -16,3 +16,8 @@ def test_bars_stand_below_each_other():
 
 def test_no_text_breaks_a_table():
     assert [len(row) for row in table_rows(aligned_table(LINES))] == [3, 3, 3, 3]
+
+
+def test_no_cell_breaks_a_table():
+    text = aligned_table([["a", "b"], ["x\ny | z", "1"]])
+    assert table_rows(text)[2] == ["x y \\| z", "1"]

@@ -12,7 +12,7 @@ def aligned_table(lines: Sequence[Sequence[str]], texts: int = 1) -> str:
         lines: Cells line by line, of which the first is the heading.
         texts: Leading columns of text, at the left of their cells; figures follow, at the right.
     """
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[column]) for line in cells)) for column in range(len(cells[0]))]
 
     def row(line: Sequence[str]) -> str:

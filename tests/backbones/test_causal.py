@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from model_folders import load_onto
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -22,7 +23,7 @@ from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.lora import LoraConfig
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
-from tagi_lightning.storage.serialization import load_tagi, save_tagi
+from tagi_lightning.storage.serialization import save_tagi
 
 INSTRUCTIONS = [5, 9, 3]
 LENGTHS, TARGETS = [4, 7, 2, 6, 5, 3], [3, 2, 5, 4, 2, 6]
@@ -296,7 +297,7 @@ def test_a_training_step_changes_what_is_saved_and_the_rest_stays(build_causal, 
     assert backbone.digest() == digest
     assert not [name for name in model.trained_state() if name.startswith("backbone.")]
     save_tagi(model, tmp_path / "model")
-    loaded, _ = load_tagi(tmp_path / "model", backbone)
+    loaded = load_onto(tmp_path / "model", backbone)
     with torch.no_grad():
         found, expected = (m(inputs, labels, m.adapt(instructions), MIXED) for m in (loaded, model))
     assert torch.equal(found, expected)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from model_folders import load_onto
 
 from tagi_lightning.backbones import GenerationConfig
 from tagi_lightning.caches.adapters import AdapterCache
@@ -16,7 +17,7 @@ from tagi_lightning.hypernetwork import HypernetworkConfig
 from tagi_lightning.losses import prediction_loss
 from tagi_lightning.model import TagiConfig, TagiModel
 from tagi_lightning.stages.distill import Distillation
-from tagi_lightning.storage.serialization import load_tagi, save_tagi
+from tagi_lightning.storage.serialization import save_tagi
 
 NOTHING = {"hypernetwork": HypernetworkConfig(enabled=False), "fusion": FusionConfig(enabled=False)}
 FID = TagiConfig(**NOTHING, memory_of="demonstrations", reads="prompt", trained_backbone="all")
@@ -108,7 +109,7 @@ def test_a_cache_of_demonstrations_answers_like_none(build, batch, trained, dist
     assert (cache.hits, cache.misses, adapter.memory.mask.shape[1]) == (2, 2, 12)
     assert len(model.generate(model.inputs(batch), adapter, INDEX, GenerationConfig(max_new_tokens=3))) == 4
     save_tagi(model, tmp_path / "model")
-    loaded, _ = load_tagi(tmp_path / "model", build("narrow"))
+    loaded = load_onto(tmp_path / "model", build("narrow"))
     assert loaded.config == FID
     assert torch.equal(run(loaded, batch), expected)
 

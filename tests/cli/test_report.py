@@ -116,6 +116,9 @@ def test_settings_that_were_run_instead_of_the_tables_own_are_reported(tmp_path,
     assert "of no row or setting of this table" in capsys.readouterr().err
     assert tagi([*words, "--settings", "def,def+2pos"]) == 0
     assert "## tiny, def+2pos," in (tmp_path / "out" / "report.md").read_text()
+    everything = ["report", "--runs", str(tmp_path / "x"), "--output", str(tmp_path / "all"), "--settings", "def"]
+    assert tagi(everything) == 1  # what was run is of the other setting
+    assert "of no row or setting of this table" in capsys.readouterr().err
     assert tagi([*words, "--settings", "def+3pos"]) == 1
     assert "unknown settings def+3pos; choose from def, def+2pos" in capsys.readouterr().err
 

@@ -57,6 +57,13 @@ def test_without_a_name_nothing_changes():
     assert expand_stage(words, "evaluate") == words
 
 
+def test_evaluate_alone_is_that_of_make_unless_help_is_asked_for():
+    [made] = tagi_commands("evaluate")
+    assert files(expand_stage(["--run", "r"], "evaluate")) == files(made)
+    for asked in (["--help"], ["-h"], ["--config=mine.yaml"]):
+        assert expand_stage(asked, "evaluate") == asked
+
+
 @pytest.mark.parametrize("folder", ["", "experiments"])
 def test_the_files_are_those_of_the_package_where_the_present_folder_has_none(folder, tmp_path, monkeypatch):
     (tmp_path / folder).mkdir(exist_ok=True)

@@ -18,6 +18,7 @@ from tagi_lightning.lora import LoraConfig
         (1.0, {"least": 0, "below": 1}, "--count must be at least 0 and below 1, got 1.0"),
         (math.nan, {"least": 0}, "--count must be at least 0, got nan"),
         (math.inf, {}, "--count must be finite, got inf"),
+        (math.inf, {"least": 0}, "--count must be finite, at least 0, got inf"),
     ],
 )
 def test_a_number_outside_its_range_is_told_with_option_value_and_what_is_allowed(value, limits, told):

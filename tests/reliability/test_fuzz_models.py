@@ -22,6 +22,7 @@ from fuzzing import (
 )
 from hypothesis import strategies as st
 from instructed_models import build_instructed
+from model_folders import load_onto
 
 from tagi_lightning.data.instruction import Instruction
 from tagi_lightning.data.task import Demonstration
@@ -42,7 +43,6 @@ from tagi_lightning.storage.serialization import (
     ModelFolderError,
     _sha256,
     load_bank,
-    load_tagi,
     save_bank,
     save_tagi,
 )
@@ -154,10 +154,10 @@ def test_model_folders(record, tmp_path, loaded):
     save_tagi(model, folder, ("distill",), loaded.prompts)
 
     def read():
-        found = refused(lambda: load_tagi(folder, model.backbone), ModelFolderError, folder)
+        found = refused(lambda: load_onto(folder, model.backbone), ModelFolderError, folder)
         if found is None:
             return REFUSED
-        return READ if found[0].digest() == model.digest() else OTHER
+        return READ if found.digest() == model.digest() else OTHER
 
     fuzz_files(record, "model folders", [folder / CONFIG, folder / WEIGHTS], damaged_folder(folder), read)
 

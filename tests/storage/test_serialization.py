@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from model_folders import load_onto
 
 from tagi_lightning.data.batch import IGNORE_INDEX
 from tagi_lightning.fusion import FusionConfig
@@ -15,7 +16,6 @@ from tagi_lightning.storage.serialization import (
     ModelFolderError,
     from_plain,
     load_bank,
-    load_tagi,
     load_tagi_weights,
     read_folder,
     save_bank,
@@ -56,8 +56,8 @@ def test_a_model_comes_back_with_every_bit_its_configuration_and_its_stages(
 ):
     model = trained(any_backbone, CONFIGS[name])
     save_tagi(model, tmp_path / "model", ("pretrain", "align"))
-    loaded, stages = load_tagi(tmp_path / "model", any_backbone)
-    assert stages == ("pretrain", "align")
+    loaded = load_onto(tmp_path / "model", any_backbone)
+    assert loaded.stages == ("pretrain", "align")
     assert loaded.config == model.config
     assert loaded.digest() == model.digest()
     targets = tokens([3, 2], seed=1)
@@ -82,7 +82,7 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(backbone,
     other = trained(backbone, seed=1)
     (folder / "stale").touch()
     save_tagi(other, folder, ("distill",))
-    assert load_tagi(folder, backbone)[0].digest() == other.digest()
+    assert load_onto(folder, backbone).digest() == other.digest()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert {path.name for path in folder.iterdir()} == {CONFIG, WEIGHTS}
 
@@ -92,7 +92,7 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(backbone, folder
     target = folder / missing if missing else folder.parent / "absent"
     target.unlink(missing_ok=True)
     with pytest.raises(ModelFolderError, match=r"model\.safetensors.*make distill"):
-        load_tagi(folder if missing else target, backbone)
+        load_onto(folder if missing else target, backbone)
 
 
 def damage_byte(position):
@@ -117,14 +117,14 @@ DAMAGES = {
 def test_damaged_weights_are_refused(backbone, folder, damage):
     DAMAGES[damage](folder / WEIGHTS)
     with pytest.raises(ModelFolderError, match=r"model is damaged.*make distill"):
-        load_tagi(folder, backbone)
+        load_onto(folder, backbone)
 
 
 @pytest.mark.parametrize("text", ["", '{"kind": "tagi"', "[1, 2]", "\x00"])
 def test_a_damaged_configuration_is_refused(backbone, folder, text):
     (folder / CONFIG).write_text(text)
     with pytest.raises(ModelFolderError, match=r"make distill"):
-        load_tagi(folder, backbone)
+        load_onto(folder, backbone)
 
 
 @pytest.mark.parametrize("key", ["tagi", "stages", "backbone", "backbone_digest", "sha256"])
@@ -135,18 +135,18 @@ def test_a_changed_configuration_is_refused(backbone, folder, key, change):
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(change(config, key)))
     with pytest.raises(ModelFolderError, match=r"model is damaged.*make distill"):
-        load_tagi(folder, backbone)
+        load_onto(folder, backbone)
 
 
 def test_another_backbone_is_refused(build, folder):
     with pytest.raises(ModelFolderError, match=r"narrow-0.*narrow-1.*same backbone"):
-        load_tagi(folder, build("narrow", seed=1))
+        load_onto(folder, build("narrow", seed=1))
 
 
 def test_teachers_are_no_model_and_a_model_no_teachers(backbone, bank, folder, tmp_path):
     save_bank(bank, tmp_path / "teachers", backbone)
     with pytest.raises(ModelFolderError, match="holds teachers, expected tagi"):
-        load_tagi(tmp_path / "teachers", backbone)
+        load_onto(tmp_path / "teachers", backbone)
     with pytest.raises(ModelFolderError, match="holds tagi, expected teachers"):
         load_bank(folder, backbone, LORA)
 
@@ -208,7 +208,7 @@ def test_the_start_of_the_updates_returns_with_its_seed(backbone, tmp_path):
     """A_0 is in no file: the seed in the configuration gives it back."""
     model = TagiModel(backbone, TagiConfig(replace(LORA, seed=5)))
     save_tagi(model, tmp_path / "model")
-    loaded = load_tagi(tmp_path / "model", backbone)[0]
+    loaded = load_onto(tmp_path / "model", backbone)
     for (name, expected), (_, found) in zip(
         model.hypernetwork.named_buffers(), loaded.hypernetwork.named_buffers(), strict=True
     ):

@@ -21,6 +21,7 @@ from tagi_lightning.data.files import file_digest
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.data.paraphrase import count_paraphrases
 from tagi_lightning.data.report import shortened
+from tagi_lightning.data.task import DataKind
 from tagi_lightning.data.token_cache import tasks_digest
 from tagi_lightning.evaluation.heuristics import copy_demonstration, copy_input
 from tagi_lightning.evaluation.metrics import aggregate
@@ -78,7 +79,7 @@ class Evaluator:
         self.folder = self.stage.folder
         self.options = plain(cli.config, cli.parser)
         self._flops: dict[str, int] = {}
-        self._data_digests: dict[bool, str] = {}
+        self._data_digests: dict[tuple[bool, bool], str] = {}
         # loaders differ between systems, and Lightning keeps a data module's first one
         self.data.trainer = cli.trainer
         cli.trainer.datamodule = self.data  # type: ignore[attr-defined]
@@ -164,7 +165,9 @@ class Evaluator:
             found = differences(old, self.options, defaults_of(self.options, self.cli.parser))
         found = [line for line in found if not line.startswith((*free, "trainer."))]
         metrics = read_mapping(target / METRICS_FILE, again, RunFolderError)
-        if metrics.get("data_digest") != self.data_digest(name):
+        if "data_digest" not in metrics:
+            found.append("which tasks it read is not on record")
+        elif metrics["data_digest"] != self.data_digest(name):
             found.append("the tasks have changed since")
         if name in SYSTEMS:
             self.stage.configure_model()
@@ -180,11 +183,13 @@ class Evaluator:
 
     def data_digest(self, name: str) -> str:
         """Returns the digest of the tasks that a system reads."""
-        training = name in SYSTEMS and SYSTEMS[name].reads_training_tasks
-        if training not in self._data_digests:
-            splits = self.data.splits
-            self._data_digests[training] = tasks_digest([*splits.test, *(splits.train if training else ())])
-        return self._data_digests[training]
+        kind: DataKind = SYSTEMS[name].data if name in SYSTEMS else "test"
+        training = name in SYSTEMS and SYSTEMS[name].adapter.reads_training_tasks
+        key = (kind == "held_out", training)
+        if key not in self._data_digests:
+            more = self.data.splits.train if training else ()
+            self._data_digests[key] = tasks_digest([*self.evaluation.tasks(kind), *more])
+        return self._data_digests[key]
 
     def teachers_digest(self, name: str) -> str | None:
         """Returns the digest of the teachers' weights where a system uses them."""

@@ -32,7 +32,7 @@ def report(
         output: Folder for report.md, report.csv and the charts.
         table: Table of experiments/tables that gives rows and order; everything evaluated where there is none.
         taskset: Task set, where a table has a form of its own for it.
-        settings: Settings instead of the table's own, with commas between them.
+        settings: Settings instead of the table's own, or of all, with commas between them.
         allow_budgets: Keep rows that saw another number of examples than the reference, marked.
         experiments: Folder of the experiment files; ./experiments, or those of the package where there is none.
     """
@@ -44,8 +44,7 @@ def report(
     from tagi_lightning.report.tables import read_table, table_of
 
     known = None if table is None else read_table(table, experiments_folder(experiments), taskset)
-    if known is not None and settings is not None:
-        known = replace(known, settings=checked_settings(words(settings)))
+    wanted = () if settings is None else checked_settings(words(settings))
     folders = words(runs)
     if not folders:
         raise ReportError(
@@ -58,9 +57,9 @@ def report(
     state = git_state()
     commit = f"{state['commit']}{', with changes' if state['dirty'] else ''}" if state["commit"] else "not known"
     provenance = [f"command: `{command}`", f"commit: {commit}"]
-    left_out = write_report(
-        results, unread, known or table_of(results, titles), Path(output), provenance, allow_budgets
-    )
+    filled = known or table_of(results, titles)
+    filled = replace(filled, settings=wanted or filled.settings)
+    left_out = write_report(results, unread, filled, Path(output), provenance, allow_budgets)
     for line in told(left_out):
         print(f"left out: {line}", file=sys.stderr)
     print(f"report of {len(results)} evaluations in {Path(output) / 'report.md'}")

@@ -23,6 +23,7 @@ whose inputs reach 1024 tokens. Unless a table says otherwise, frozen weights ar
 (`--backbone.dtype=bfloat16`), the trainer runs bf16-mixed, trained weights, their gradients and the optimizer's state
 are float32, and the bank holds {teachers} teachers. GiB throughout. A step is one of the optimizer; its time is
 operations over {tflops:.0f} TFLOP/s a GPU, about 40 % of an A100's peak, with nothing for communication.
+The step of `distill` has the bank and L_ins at every size; the file of XXL leaves both out.
 
 - **One GPU of 40 GB takes T5-XL** through every stage that starts from the pretrained model. 8-bit frozen weights with
   gradient checkpointing (`--backbone.quantization=int8 --backbone.gradient_checkpointing=true`) bring it to about 20.

@@ -35,7 +35,8 @@ def expand_stage(args: Sequence[str], stage: str | None = None) -> list[str]:
     synthetic task set, tiny for generated tasks and base for others, the CPU, and data/TASKSET for the data.
 
     Args:
-        args: The options of a verb; without any of the names they stay as they are.
+        args: The options of a verb; without any of the names they stay as they are, unless the verb has its stage and
+            no configuration is given.
         stage: The stage where none is named; None where one must be.
 
     Raises:
@@ -45,7 +46,8 @@ def expand_stage(args: Sequence[str], stage: str | None = None) -> list[str]:
     for option in KINDS:
         rest, values = take_option(rest, f"--{option}")
         named |= {option: values[-1]} if values else {}
-    if not named:
+    given = {"--config", "--help", "-h"}.intersection(word.partition("=")[0] for word in rest)
+    if not named and (stage is None or given):
         return rest
     folder = configurations_folder()
     if stage is not None:
@@ -59,5 +61,5 @@ def expand_stage(args: Sequence[str], stage: str | None = None) -> list[str]:
     for option, kind in KINDS.items():
         check_choice(folder, kind, option, named[option])
     files = stage_files(folder, named["stage"], taskset, named["size"], named["machine"])
-    given = [yaml.safe_dump({"data_folder": f"data/{taskset}"}), *map(str, files)]
-    return [*(word for value in given for word in ("--config", value)), *rest]
+    configurations = [yaml.safe_dump({"data_folder": f"data/{taskset}"}), *map(str, files)]
+    return [*(word for value in configurations for word in ("--config", value)), *rest]

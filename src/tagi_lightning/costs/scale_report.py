@@ -180,4 +180,4 @@ def measured_table(experiments: Path, sizes: Sequence[str], setting: str) -> str
         "size", "stage", "kept, told", "kept, measured", "sum, told", "peak, measured", "told / measured",
         "s a batch", "GFLOP/s",
     )  # fmt: skip
-    return aligned_table([header, *rows])
+    return aligned_table([header, *rows], texts=2)

@@ -32,5 +32,7 @@ def check_range(
     allowed = " and ".join(f"{words} {limit:g}" for words, limit in limits.items() if math.isfinite(limit)) or "finite"
     allowed += f", or {otherwise}" if otherwise else ""
     for name, value in options.items():
-        if value is not None and not (least <= value <= most and above < value < below):
-            raise ValueError(f"{name} must be {allowed}, got {value}")
+        if value is None or (least <= value <= most and above < value < below):
+            continue
+        finite = "finite, " if value in (math.inf, -math.inf) and allowed != "finite" else ""
+        raise ValueError(f"{name} must be {finite}{allowed}, got {value}")

@@ -43,11 +43,6 @@ class SystemSpec:
     data: DataKind
     title: str
 
-    @property
-    def reads_training_tasks(self) -> bool:
-        """Whether training tasks take part beside the weights."""
-        return self.data == "held_out" or self.adapter.reads_training_tasks
-
 
 SYSTEMS: dict[str, SystemSpec] = {
     "no_instruction": SystemSpec("input", sources.NOTHING, "test", "backbone, no instruction"),

@@ -304,14 +304,15 @@ class InstructedModel:
         Raises:
             AdapterFolderError: If it is damaged, is not of this backbone, another model made its fusion or memory, or
                 neither it nor the caller tells its instruction.
-            ValueError: If the given instruction is too long.
+            TypeError: If the given instruction is no text.
+            ValueError: If it is empty or too long.
         """
         from tagi_lightning.peft_io.folders import AdapterFolderError
         from tagi_lightning.peft_io.reading import load_adapter, read_instruction
 
         prepared = load_adapter(Path(folder), self.model)
-        if isinstance(instruction, str):
-            instruction = Instruction(instruction)
+        if instruction is not None and not isinstance(instruction, Instruction):
+            instruction = Instruction.of(instruction)
         if (known := instruction or read_instruction(Path(folder))) is None:
             raise AdapterFolderError(
                 f"{folder} does not tell its instruction, as folders of other tools and of earlier versions do not; "

@@ -21,7 +21,7 @@ from tagi_lightning.stages.base import OptimizerConfig, Stage, resolve_backbone
 from tagi_lightning.stages.few_shot import FewShotConfig
 from tagi_lightning.stages.sharing import gather, merge_predictions
 from tagi_lightning.storage.run_layout import model_folder
-from tagi_lightning.storage.serialization import load_bank, load_own_tagi
+from tagi_lightning.storage.serialization import load_bank, load_tagi
 
 
 class Evaluation(Stage):
@@ -82,7 +82,7 @@ class Evaluation(Stage):
         self.model = self.bare = bare_model(self.backbone)
         if any(spec.adapter.generates for spec in specs):
             config = resolve_backbone(self.run, self.backbone_config)
-            self.model = load_own_tagi(self.weights, config, self.backbone)
+            self.model = load_tagi(self.weights, config, self.backbone)
         if any(spec.adapter.replaces_adapter for spec in specs):
             check_generates(self.model)
         bank = self.load_teachers() if any(spec.adapter.uses_teachers for spec in specs) else None

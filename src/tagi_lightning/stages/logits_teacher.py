@@ -9,7 +9,7 @@ from tagi_lightning.backbones import Backbone, BackboneConfig, load_backbone
 from tagi_lightning.data.mapping_file import read_mapping
 from tagi_lightning.model import TagiModel
 from tagi_lightning.stages.base import MissingInputError
-from tagi_lightning.storage.serialization import CONFIG, load_own_tagi
+from tagi_lightning.storage.serialization import CONFIG, load_tagi
 
 
 def load_teacher_folder(folder: Path, config: BackboneConfig, student: Backbone) -> Backbone | TagiModel:
@@ -31,7 +31,7 @@ def load_teacher_folder(folder: Path, config: BackboneConfig, student: Backbone)
             "--model.init_args.logits_teacher to category, backbone or the folder of another"
         )
     is_system = "kind" in read_mapping(folder / CONFIG, "make the logits teacher again, or name another")
-    teacher = load_own_tagi(folder, config) if is_system else load_backbone(replace(config, name=str(folder)))
+    teacher = load_tagi(folder, config) if is_system else load_backbone(replace(config, name=str(folder)))
     backbone = teacher.backbone if isinstance(teacher, TagiModel) else teacher
     if backbone.vocabulary_size != student.vocabulary_size:
         raise ValueError(

@@ -145,33 +145,21 @@ def save_tagi(
     write_folder(folder, model.trained_state(), config)
 
 
-def load_tagi(folder: Path, backbone: Backbone, make: str = "make distill") -> tuple[TagiModel, tuple[str, ...]]:
-    """Loads a model saved by `save_tagi` onto `backbone`; returns it with the stages it passed through.
+def load_tagi(folder: Path, config: BackboneConfig, frozen: Backbone | None = None) -> TagiModel:
+    """Loads a model saved by `save_tagi` on the backbone that it was trained on.
 
-    Raises:
-        ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its configuration.
-    """
-    model = build_tagi(folder, *read_folder(folder, "tagi", make), backbone)
-    return model, model.stages
-
-
-def load_own_tagi(
-    folder: Path, config: BackboneConfig, frozen: Backbone | None = None, make: str = "make distill"
-) -> TagiModel:
-    """Loads a model on the backbone that it was trained on; see `load_tagi`.
-
-    One whose backbone trained gets a copy of its own, read in float32 and then stored as `config` says.
+    One whose backbone trained gets a copy of its own, read in float32 and then stored in the type of `config`, without
+    its quantisation.
 
     Args:
         folder: The model folder.
         config: How the backbone is loaded.
         frozen: The backbone where it is loaded already, for a model that leaves it as it is.
-        make: The command that makes such a folder.
 
     Raises:
         ModelFolderError: If the folder is damaged, of another backbone, or its tensors do not fit its configuration.
     """
-    tensors, described = read_folder(folder, "tagi", make)
+    tensors, described = read_folder(folder, "tagi", "make distill")
     if described["tagi"].get("trained_backbone", "none") == "none":
         return build_tagi(folder, tensors, described, frozen or load_backbone(config))
     copy = load_backbone(replace(config, dtype="float32", quantization=None))
