@@ -155,7 +155,7 @@ def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> s
     groups: dict[tuple[str, Need], list[Job]] = defaultdict(list)
     for job in jobs:
         groups[f"{job.system} {job.kind}", estimator.need(job)].append(job)
-    rows, total, unknown = [], 0.0, set()
+    rows, total, unknown, by_steps = [], 0.0, set(), False
     for (name, need), group in groups.items():
         left = [job for job in group if not job.is_done()]
         told = "-" if need.seconds is None else duration(need.seconds)
@@ -165,11 +165,12 @@ def estimate_table(jobs: Sequence[Job], estimator: Estimator, workers: int) -> s
         total += len(left) * (need.seconds or 0.0)
         if left and need.seconds is None:
             unknown.add(group[0].kind)
+        by_steps |= bool(left and need.seconds) and group[0].kind not in estimator.seconds
     header = ["job", "to run", "done", "steps", "time each", "GiB"]
     line = f"{sum(int(row[1]) for row in rows)} jobs to run, {workers} at a time: about {duration(total / workers)}"
     if unknown:
         line += f", besides {', '.join(sorted(unknown))}, whose time no finished job tells yet"
-    if any(job.kind not in estimator.seconds and estimator.need(job).seconds for job in jobs):
+    if by_steps:
         line += "\nwhere no finished job tells it, the time is that of the steps alone: start, data, validation and "
         line += "pictures come on top"
     return f"{aligned_table([header, *rows])}\n\n{line}"
